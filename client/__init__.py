@@ -1,0 +1,1 @@
+"""The Flower ClientApp: decodes, trains on the client's own data, encodes."""

@@ -1,0 +1,93 @@
+"""The ClientApp: who is there, train, evaluate. The mod around it speaks the codec."""
+
+from __future__ import annotations
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from torch import Tensor
+
+import fedpara
+from fedpara.errors import DataError
+from fedpara.seeds import generator_for
+from fedpara.task import Examples, Metrics
+from fedpara.wire import ARRAYS, CONFIG, EVALUATION, EXAMPLES, METRICS, ROUND, SETTINGS
+
+from .codec_mod import codec_mod
+from .runtime import Runtime, client_name, runtime_for, state_folder
+from .state import ClientState
+from .training import train as train_locally
+
+app = ClientApp(mods=[codec_mod])
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Judge the model received on held-out data, train it on the client's own, send it back."""
+    runtime, client = _who(message, context)
+    round = int(message.content.config_records[CONFIG][ROUND])  # type: ignore[arg-type]
+    kept = ClientState(state_folder(context), client)
+    _set_model(runtime, message, kept.load(round))
+    data = runtime.data(client)
+    metrics = _judge(runtime, data.held_out)
+    generator = generator_for(runtime.recipe.seed, "train", round, client)
+    result = train_locally(
+        runtime.task,
+        runtime.model,
+        data,
+        runtime.recipe.training,
+        round=round,
+        generator=generator,
+        device=runtime.device,
+    )
+    state = runtime.model.state_dict()
+    if runtime.local:
+        kept.save(round, {name: state[name].cpu().clone() for name in runtime.local})
+    content = {
+        ARRAYS: ArrayRecord({name: state[name] for name in runtime.shared}),
+        METRICS: MetricRecord({EXAMPLES: result.examples, **result.values, **metrics}),
+    }
+    return Message(RecordDict(content), reply_to=message)
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Judge the model received on the client's held-out data. Flower's own strategies ask for it."""
+    runtime, client = _who(message, context)
+    round = int(message.content.config_records[CONFIG][ROUND])  # type: ignore[arg-type]
+    _set_model(runtime, message, ClientState(state_folder(context), client).load(round + 1))
+    held_out = runtime.data(client).held_out
+    if held_out is None:
+        raise DataError(f"client '{client}' holds no data back to evaluate on")
+    result = runtime.task.judge(runtime.model, held_out, runtime.device)
+    return Message(RecordDict({METRICS: MetricRecord(_record(result))}), reply_to=message)
+
+
+@app.query()
+def roll_call(message: Message, context: Context) -> Message:
+    """Who is there: the client's name, and the versions it runs."""
+    _, client = _who(message, context)
+    versions = {"fedpara": fedpara.__version__, "torch": str(torch.__version__)}
+    return Message(RecordDict({CONFIG: ConfigRecord({"client": client, **versions})}), reply_to=message)
+
+
+def _who(message: Message, context: Context) -> tuple[Runtime, str]:
+    runtime = runtime_for(str(message.content.config_records[SETTINGS]["recipe"]), context)
+    return runtime, client_name(runtime, context)
+
+
+def _set_model(runtime: Runtime, message: Message, local: dict[str, Tensor] | None) -> None:
+    record = message.content.array_records[ARRAYS]
+    runtime.restore(local, {name: torch.from_numpy(array.numpy()) for name, array in record.items()})
+
+
+def _judge(runtime: Runtime, held_out: Examples | None) -> dict[str, float]:
+    """Metrics of the model as received, on data it is never trained on: an evaluation without a broadcast of its own."""
+    if held_out is None:
+        return {}
+    result = runtime.task.judge(runtime.model, held_out, runtime.device)
+    return {f"{EVALUATION}{name}": value for name, value in _record(result).items()}
+
+
+def _record(result: Metrics) -> dict[str, float]:
+    return {EXAMPLES: result.examples, **result.values}

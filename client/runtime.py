@@ -1,0 +1,97 @@
+"""What a client process keeps warm between messages: the task, its data and the model."""
+
+from __future__ import annotations
+
+import json
+import os
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from flwr.app import Context
+from torch import Tensor
+
+from fedpara.codec import codec
+from fedpara.config import Recipe, read_recipe
+from fedpara.device import find_device
+from fedpara.errors import ConfigError
+from fedpara.sharing import load_shared_, local_names, shared_names
+from fedpara.task import ClientData, build_model, build_task
+
+
+class Runtime:
+    """One recipe on one machine: the model, its first state and the data of the clients served here."""
+
+    def __init__(self, settings: str, data_dir: str, device: str, threads: int) -> None:
+        self.recipe = parse_settings(settings)
+        torch.set_num_threads(threads or self.recipe.threads)
+        self.device = find_device(device)
+        self.task = build_task(self.recipe, data_dir=data_dir)
+        self.model = build_model(self.recipe, self.task)
+        self.initial = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+        self.shared = {name: self.initial[name] for name in shared_names(self.model)}
+        self.local = local_names(self.model)
+        self.uplink = codec(self.recipe.uplink)
+        self.model.to(self.device)
+
+    @lru_cache(maxsize=1024)  # noqa: B019  the runtime lives as long as its process
+    def data(self, client: str) -> ClientData:
+        """A client's data; kept, since the same process often serves it again."""
+        return self.task.client_data(client, self.recipe.clients)
+
+    def restore(self, kept: dict[str, Tensor] | None, shared: dict[str, Tensor]) -> None:
+        """Set the model: what was broadcast, joined with what this client keeps (its first values if never seen)."""
+        load_shared_(self.model, shared)
+        if self.local:
+            first = {name: self.initial[name] for name in self.local}
+            self.model.load_state_dict(first | (kept or {}), strict=False)
+
+
+def parse_settings(settings: str) -> Recipe:
+    """The recipe as far as a client needs it, from the message's JSON."""
+    try:
+        table = json.loads(settings)
+    except ValueError as error:
+        raise ConfigError(f"the server's settings are not JSON: {error}") from None
+    return read_recipe(table | {"cohort": 1})
+
+
+@lru_cache(maxsize=2)
+def _runtime(settings: str, data_dir: str, device: str, threads: int) -> Runtime:
+    return Runtime(settings, data_dir, device, threads)
+
+
+def runtime_for(settings: str, context: Context) -> Runtime:
+    """The warm runtime for these settings on this node."""
+    device = str(node_value(context, "device") or "cpu")
+    return _runtime(
+        settings, str(node_value(context, "data-dir") or ""), device, int(node_value(context, "threads") or 0)
+    )
+
+
+def node_value(context: Context, key: str) -> str | float | int | bool | None:
+    """A setting of this machine: from the node's own config, else from the run's."""
+    value = context.node_config.get(key)
+    return value if value not in (None, "") else context.run_config.get(key)
+
+
+def client_name(runtime: Runtime, context: Context) -> str:
+    """Who this client is: its configured name, else its place in the simulated population."""
+    if name := context.node_config.get("client"):
+        return str(name)
+    if "partition-id" not in context.node_config:
+        raise ConfigError('this node has no name: start it with --node-config \'client="name"\' or "partition-id=0"')
+    place = int(context.node_config["partition-id"])
+    population = runtime.task.population(runtime.recipe.clients)
+    if not 0 <= place < len(population):
+        raise ConfigError(f"partition-id = {place}, but the recipe has clients 0 to {len(population) - 1}")
+    return population[place]
+
+
+def state_folder(context: Context) -> Path:
+    """Where this node keeps what its clients do not share."""
+    configured = node_value(context, "state-dir")
+    if configured:
+        return Path(str(configured))
+    base = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+    return base / "fedpara" / f"run-{context.run_id}"

@@ -1,0 +1,1 @@
+"""The built-in client tasks, a folder each."""

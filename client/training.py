@@ -1,0 +1,62 @@
+"""Local training of one client in one round."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from fedpara.config import Training
+from fedpara.errors import DataError
+from fedpara.task import ClientData, Metrics, Task
+
+
+def train(
+    task: Task,
+    model: nn.Module,
+    data: ClientData,
+    training: Training,
+    *,
+    round: int,
+    generator: torch.Generator,
+    device: torch.device,
+) -> Metrics:
+    """Train ``model`` in place for the round's local epochs; the mean loss, over the client's examples.
+
+    Order, augmentation and dropout come from ``generator`` and from torch's global generator seeded by it, so that a
+    client's result depends on the recipe's seed, the round and the client's name alone.
+    """
+    count = len(data.train)
+    if count == 0:
+        raise DataError("this client holds no training examples: give it data or leave it out")
+    model.train()
+    optimizer = task.optimizer(model, training, training.lr * training.lr_decay ** (round - 1))
+    total, steps = torch.zeros((), device=device), 0
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        for _ in range(training.epochs):
+            for indices in batches(count, training.batch_size, generator):
+                batch = tuple(part.to(device) for part in task.prepare(data.train.batch(indices), generator))
+                total += step(task, model, optimizer, batch, training.clip)
+                steps += 1
+    return Metrics(count, {"loss": float(total) / steps})
+
+
+def batches(count: int, size: int, generator: torch.Generator) -> list[torch.Tensor]:
+    """Indices of one epoch in random order. A last batch of one joins its neighbour: batch norm cannot take it."""
+    parts = list(torch.randperm(count, generator=generator).split(size))
+    if len(parts) > 1 and len(parts[-1]) == 1:
+        parts[-2:] = [torch.cat(parts[-2:])]
+    return parts
+
+
+def step(
+    task: Task, model: nn.Module, optimizer: torch.optim.Optimizer, batch: tuple[torch.Tensor, ...], clip: float
+) -> torch.Tensor:
+    """One optimiser step; the batch's loss, left on its device."""
+    optimizer.zero_grad(set_to_none=True)
+    loss = task.loss(model, batch)
+    loss.backward()  # type: ignore[no-untyped-call]
+    if clip:
+        nn.utils.clip_grad_norm_(model.parameters(), clip)
+    optimizer.step()
+    return loss.detach()

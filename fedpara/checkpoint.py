@@ -1,0 +1,98 @@
+"""A run's state on disk, replaced atomically: a kill at any moment leaves the last complete round behind."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from .errors import CheckpointError
+
+_LATEST = "latest.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The federation after a round: the shared tensors, the strategy's own tensors, and plain values."""
+
+    round: int
+    model: Mapping[str, Tensor]
+    strategy: Mapping[str, Tensor] = field(default_factory=dict)
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+def save(folder: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint. The older one stays valid until the new one is complete on disk."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {f"model/{name}": tensor.contiguous() for name, tensor in checkpoint.model.items()}
+    tensors |= {f"strategy/{name}": tensor.contiguous() for name, tensor in checkpoint.strategy.items()}
+    file = folder / f"round-{checkpoint.round:06d}.safetensors"
+    save_tensors(file, tensors)
+    index = {"round": checkpoint.round, "file": file.name, "bytes": file.stat().st_size, "extra": checkpoint.extra}
+    replace_file(folder / _LATEST, json.dumps(index).encode())
+    for old in folder.glob("round-*.safetensors"):
+        if old != file:
+            old.unlink(missing_ok=True)
+
+
+def load(folder: Path) -> Checkpoint | None:
+    """The last complete checkpoint, or None where no round was finished.
+
+    Raises:
+        CheckpointError: the files are there but damaged.
+    """
+    if not (folder / _LATEST).is_file():
+        return None
+    try:
+        index = json.loads((folder / _LATEST).read_text(encoding="utf-8"))
+        file = folder / index["file"]
+        if file.stat().st_size != index["bytes"]:
+            raise CheckpointError(f"{file} has {file.stat().st_size} bytes, expected {index['bytes']}: {_REMEDY}")
+        tensors = load_file(file)
+        return Checkpoint(index["round"], _part(tensors, "model/"), _part(tensors, "strategy/"), index["extra"])
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise CheckpointError(f"cannot read the checkpoint in {folder} ({error}): {_REMEDY}") from None
+
+
+_REMEDY = "restore the folder from a copy, or start the run anew in another folder"
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def save_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file so that it is either whole or not there."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(file.name + ".partial")
+    save_file(dict(tensors), partial)
+    _sync(partial)
+    os.replace(partial, file)
+    _sync(file.parent)
+
+
+def replace_file(file: Path, content: bytes) -> None:
+    """Write a small file so that a reader sees either the old content or the new."""
+    partial = file.with_name(file.name + ".partial")
+    partial.write_bytes(content)
+    _sync(partial)
+    os.replace(partial, file)
+    _sync(file.parent)
+
+
+def _sync(path: Path) -> None:
+    """Ask the disk to keep it: renaming before the data is down could leave an empty file after a power cut."""
+    if os.name == "nt" and path.is_dir():
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,215 @@
+"""The command line. Everything heavy is imported by the command that needs it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .errors import FedparaError
+
+EPILOG_SIMULATE = """\b
+Examples:
+  fedpara simulate digits
+  fedpara simulate digits --parametrization none        the dense twin
+  fedpara simulate mnist-writers --data-dir ~/data --rounds 20
+  fedpara simulate my-recipe.toml --lr 0.05 --classification.alpha 0.1
+  fedpara simulate runs/digits-20260101-120000 --resume"""
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="fedpara", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Federated learning for a hundredth of the bytes, every byte counted."""
+
+
+class RecipeCommand(click.Command):
+    """A command that also takes every key of a recipe as an option, and lists those it knows in its help."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        return [*super().get_params(ctx), *_recipe_options()]
+
+
+def _recipe_options() -> list[click.Parameter]:
+    """Options for every key that each recipe has: those of Recipe and of Training."""
+    import dataclasses
+
+    from .config import Recipe, Training
+
+    options: list[click.Parameter] = []
+    for cls in (Recipe, Training):
+        for item in dataclasses.fields(cls):
+            if "help" not in item.metadata or item.name in ("name", "description"):
+                continue
+            default = "" if item.default in (None, "") else f" [default: {item.default}, or the recipe's]"
+            flag = f"--{item.name.replace('_', '-')}"
+            options.append(click.Option([flag], help=item.metadata["help"] + default, metavar="VALUE"))
+    return options
+
+
+@cli.command(
+    cls=RecipeCommand,
+    epilog=EPILOG_SIMULATE,
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+)
+@click.argument("recipe")
+@click.option("--folder", type=click.Path(path_type=Path), help="Where the run is written [default: runs/RECIPE-DATE].")
+@click.option("--resume", is_flag=True, help="Continue after the last finished round of --folder (or of RECIPE).")
+def simulate(recipe: str, folder: Path | None, resume: bool, **keys: Any) -> None:
+    """Run a federation on this machine.
+
+    RECIPE is a built-in name (fedpara recipes), a TOML file, or the folder of a run. Any key of the recipe can be given
+    as an option; a task's own keys too (--alpha 0.1 or --classification.alpha 0.1).
+    """
+    from . import report
+    from .app import load
+
+    overrides = {key: value for key, value in keys.items() if value is not None} | _extra(click.get_current_context().args)
+    run = load("simulations.local").simulate(recipe, folder=folder, resume=resume, **overrides)
+    page = report.write(run)
+    click.echo(f"report: {page}")
+
+
+def _extra(words: list[str]) -> dict[str, str]:
+    """``--alpha 0.1 --classification.seed=3`` as a table."""
+    found: dict[str, str] = {}
+    waiting = list(words)
+    while waiting:
+        word = waiting.pop(0)
+        if not word.startswith("--"):
+            raise click.UsageError(f"unexpected argument '{word}'")
+        key, equals, value = word[2:].partition("=")
+        if not equals:
+            if not waiting:
+                raise click.UsageError(f"'{word}' needs a value")
+            value = waiting.pop(0)
+        found[key.replace("-", "_")] = value
+    return found
+
+
+@cli.command()
+def recipes() -> None:
+    """List the built-in recipes."""
+    from .app import recipes as known
+    from .config import load_toml
+
+    for name, path in known().items():
+        click.echo(f"{name:20} {load_toml(path).get('description', '')}")
+
+
+@cli.command()
+def tasks() -> None:
+    """List the client tasks that a recipe can name."""
+    from .task import load_task, task_names
+
+    for name in task_names():
+        doc = (load_task(name).__doc__ or "").strip().splitlines()
+        click.echo(f"{name:20} {doc[0] if doc else ''}")
+
+
+@cli.command(cls=RecipeCommand, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+@click.argument("recipe")
+@click.option("--codec", "spec", help="Codec of the payload [default: the recipe's uplink].")
+@click.option("--classes", type=int, default=10, show_default=True, help="Classes, where RECIPE is a model's name.")
+def size(recipe: str, spec: str | None, classes: int, **keys: Any) -> None:
+    """Show what a model costs to send, layer by layer.
+
+    RECIPE is a recipe, or a built-in model's name (vgg16, resnet18, cnn, 2nn), or module:function that returns a model.
+    """
+    from .cost import size as size_of
+
+    overrides = {key: value for key, value in keys.items() if value is not None} | _extra(click.get_current_context().args)
+    model, uplink = _model(recipe, classes, overrides)
+    click.echo(str(size_of(model, codec=spec or uplink)))
+
+
+def _model(source: str, classes: int, overrides: dict[str, Any]) -> tuple[Any, str]:
+    """A parametrized model and the codec it is sent with, from what a user names."""
+    from .app import find_recipe
+    from .config import read_recipe
+    from .models import MODELS, build_model
+    from .task import build_model as recipe_model
+    from .task import build_task, parametrize_as
+
+    if source not in MODELS and ":" not in source:
+        recipe = read_recipe(find_recipe(source), overrides)
+        return recipe_model(recipe, build_task(recipe)), recipe.uplink
+    recipe = read_recipe({"gamma": 0.1} if "ratio" not in overrides else {}, overrides)
+    if source in MODELS:
+        model = build_model(source, num_classes=classes, in_channels=3, image_size=32)
+    else:
+        model = _imported(source)
+    return parametrize_as(model, recipe), recipe.uplink
+
+
+def _imported(source: str) -> Any:
+    """The model that ``module:function`` returns; the module may lie in the current folder."""
+    from importlib import import_module
+
+    from torch import nn
+
+    module, _, name = source.partition(":")
+    sys.path.insert(0, "")
+    try:
+        made = getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise click.UsageError(f"cannot import {source}: {error}") from None
+    model = made if isinstance(made, nn.Module) else made()
+    if not isinstance(model, nn.Module):
+        raise click.UsageError(f"{source} returned {type(model).__name__}, expected a torch.nn.Module")
+    return model
+
+
+@cli.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+def compare(runs: tuple[Path, ...]) -> None:
+    """Show runs beside each other: accuracy, bytes, times fewer than the dense twin."""
+    from rich.console import Console
+
+    from .report import comparison
+    from .run import Run
+
+    Console().print(comparison([Run(folder) for folder in runs]))
+
+
+@cli.command()
+@click.argument("run", type=click.Path(path_type=Path))
+def report(run: Path) -> None:
+    """Write report.html into a run's folder."""
+    from .report import write
+    from .run import Run
+
+    click.echo(str(write(Run(run))))
+
+
+@cli.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("output", type=click.Path(path_type=Path, dir_okay=False))
+def export(run: Path, output: Path) -> None:
+    """Write a run's merged model, plain layers only, as safetensors to OUTPUT."""
+    from .export import export_safetensors
+    from .run import Run
+
+    count = export_safetensors(Run(run).model(), output)
+    click.echo(f"{output}: {count} tensors")
+
+
+def main() -> None:
+    """Entry point. A mistake of the user's is one line and exit code 2; Ctrl-C is exit code 130."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("stopped; --resume continues after the last finished round", err=True)
+        sys.exit(130)
+    except FedparaError as error:
+        click.echo(f"fedpara: {' '.join(str(error).split())}", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,298 @@
+"""Recipes: a TOML file read into frozen dataclasses, with errors that name the key, what it was given and what it takes."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import tomllib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from .errors import ConfigError
+
+T = TypeVar("T")
+
+_RIVALS = {"gamma": "ratio", "ratio": "gamma"}
+PARAMETRIZATIONS = ("none", "fedpara", "pfedpara", "lowrank")
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    choices: Iterable[str] | None = None,
+) -> Any:
+    """A dataclass field with its description and its allowed range: ``low <= value <= high``, ``value > above``."""
+    metadata = {"help": help, "low": low, "high": high, "above": above, "choices": tuple(choices) if choices else None}
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Training:
+    """Local training of one client in one round (SGD)."""
+
+    epochs: int = setting(1, "local epochs a round", low=1)
+    batch_size: int = setting(32, "examples a step", low=1)
+    lr: float = setting(0.1, "learning rate of the first round", above=0)
+    lr_decay: float = setting(1.0, "the learning rate is multiplied by this every round", above=0, high=1)
+    momentum: float = setting(0.0, "momentum of SGD, started afresh every round", low=0, high=1)
+    weight_decay: float = setting(0.0, "weight decay of SGD", low=0)
+    clip: float = setting(0.0, "largest gradient norm; 0: no clipping", low=0)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that defines a federation. The same recipe and seed give the same model in every runtime."""
+
+    name: str = setting("run", "name of the run, and of its folder")
+    description: str = setting("", "one line about the recipe")
+    task: str = setting("classification", "the client task: a registered name or a Python file that registers one")
+    rounds: int = setting(10, "communication rounds", low=1)
+    clients: int = setting(10, "clients in the population", low=1)
+    cohort: int = setting(10, "clients that train in a round", low=1)
+    seed: int = setting(0, "seed of everything random", low=0, high=2**63 - 1)
+    parametrization: str = setting("fedpara", "how the weights are parametrized", choices=PARAMETRIZATIONS)
+    gamma: float | None = setting(None, "FedPara's rank between the least and the largest useful one", low=0, high=1)
+    ratio: float | None = setting(None, "share of the dense parameters, instead of gamma", above=0, high=1)
+    activation: str = setting("none", "applied to both factors' products", choices=("none", "tanh"))
+    uplink: str = setting("fp32", "codec of what clients send")
+    downlink: str = setting("fp32", "codec of what the server sends")
+    first_broadcast: str = setting("seed", "the first model goes as a seed or as weights", choices=("seed", "weights"))
+    strategy: str = setting("fedavg", "how the server turns the mean update into the next model")
+    evaluate_every: int = setting(1, "rounds between evaluations on the server's test data", low=1)
+    deadline: float = setting(3600.0, "seconds that a round waits for replies", above=0)
+    data_dir: str = setting("", "folder of the data sets; empty: $FEDPARA_DATA, then the cache")
+    device: str = setting("cpu", "cpu, cuda, cuda:N or auto")
+    threads: int = setting(1, "threads a client computes with; one gives the same bits in every runtime", low=1)
+    workers: int = setting(0, "processes that train clients in a simulation; 0: one a core", low=0)
+    training: Training = field(default_factory=Training)
+    options: Mapping[str, Any] = field(default_factory=dict)  # the task's own table, checked by the task
+
+    def __post_init__(self) -> None:
+        if self.gamma is not None and self.ratio is not None:
+            raise ConfigError(f"gamma = {self.gamma} and ratio = {self.ratio}: give one of them, not both")
+        if self.cohort > self.clients:
+            raise ConfigError(
+                f"cohort = {self.cohort} is larger than clients = {self.clients}: lower cohort or raise clients"
+            )
+
+
+# What a client does not need to know, or must find out on its own machine.
+SERVER_ONLY = frozenset(
+    "name description rounds cohort strategy evaluate_every deadline data_dir device workers downlink".split()
+)
+
+
+def read_recipe(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """A recipe from a TOML file (or its table), with overrides by key (``rounds``), path (``training.lr``) or leaf (``lr``).
+
+    Raises:
+        ConfigError: the file is missing or not TOML, a key is unknown, a value is not allowed.
+    """
+    table = dict(source) if isinstance(source, Mapping) else load_toml(Path(source))
+    table = normalise(table)
+    task_name = str((overrides or {}).get("task") or table.get("task") or Recipe.task)
+    options_type = _options_type(task_name)
+    for key, value in normalise(dict(overrides or {})).items():
+        _override(table, key, value, task_name, options_type)
+    options = table.pop(task_table(task_name), {})
+    if not isinstance(options, dict):
+        raise ConfigError(f"[{task_table(task_name)}] must be a table of the task's options, given {options!r}")
+    checked = build(options_type, options, f"{task_table(task_name)}.")
+    recipe = build(Recipe, table, "", extra=(task_table(task_name),))
+    return dataclasses.replace(recipe, options=dataclasses.asdict(checked))
+
+
+def task_table(task_name: str) -> str:
+    """Name of the recipe's table that holds the task's options: the task's name, or its file's stem."""
+    return Path(task_name).stem.replace("-", "_") if task_name.endswith(".py") else task_name.replace("-", "_")
+
+
+def load_toml(path: Path) -> dict[str, Any]:
+    """The table in a TOML file. Raises ConfigError where there is none."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"no recipe at {path}: give a TOML file or one of the built-in names") from None
+    except OSError as error:
+        raise ConfigError(f"cannot read the recipe {path}: {error.strerror or error}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+
+
+def normalise(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys with underscores: ``data-dir`` and ``data_dir`` are one key."""
+    return {
+        key.replace("-", "_"): normalise(value) if isinstance(value, Mapping) else value for key, value in table.items()
+    }
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`` (did you mean 'x'?)`` for the known word closest to this one, or nothing."""
+    match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f" (did you mean '{match[0]}'?)" if match else ""
+
+
+def build(cls: type[T], table: Mapping[str, Any], path: str, extra: Iterable[str] = ()) -> T:
+    """A dataclass from a table. Unknown keys and wrong values raise ConfigError."""
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.name != "options"}  # type: ignore[arg-type]
+    values = {}
+    for key, value in table.items():
+        if key not in fields:
+            known = [*fields, *extra]
+            raise ConfigError(f"unknown key '{path}{key}'{nearest(key, known)}; known keys: {', '.join(sorted(known))}")
+        values[key] = _value(hints[key], value, f"{path}{key}", fields[key].metadata)
+    return cls(**values)
+
+
+def _value(hint: Any, value: Any, path: str, limits: Mapping[str, Any]) -> Any:
+    """The value, converted where that loses nothing, or ConfigError."""
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if value is None:
+        if type(None) in options:
+            return None
+        raise ConfigError(f"{path} needs a value")
+    kind = next(option for option in options if option is not type(None))
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{path} must be a table, given {value!r}")
+        return build(kind, value, f"{path}.")
+    if typing.get_origin(kind) is typing.Literal:
+        kind, limits = str, {"choices": typing.get_args(kind)}
+    value = _scalar(kind, value, path)
+    _check_limits(value, path, limits)
+    return value
+
+
+def _scalar(kind: Any, value: Any, path: str) -> Any:
+    if typing.get_origin(kind) is tuple:
+        if isinstance(value, str):
+            value = [part for part in value.split(",") if part]
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"{path} must be a list, given {value!r}")
+        return tuple(_scalar(typing.get_args(kind)[0], item, path) for item in value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, str) and kind in (int, float, bool):
+        value = _from_text(kind, value, path)
+    if isinstance(value, bool) is not (kind is bool) or not isinstance(value, kind):
+        raise ConfigError(f"{path} = {value!r} must be {_KINDS.get(kind, kind.__name__)}")
+    return value
+
+
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+
+
+def _from_text(kind: type, text: str, path: str) -> Any:
+    """A number or a switch typed on the command line."""
+    try:
+        return json.loads(text.lower()) if kind is bool else kind(text)
+    except ValueError:
+        raise ConfigError(f"{path} = {text!r} must be {_KINDS[kind]}") from None
+
+
+def _check_limits(value: Any, path: str, limits: Mapping[str, Any]) -> None:
+    low, high, above, choices = (limits.get(key) for key in ("low", "high", "above", "choices"))
+    if choices and value not in choices:
+        raise ConfigError(f"{path} = {value!r} is not one of {', '.join(choices)}{nearest(str(value), choices)}")
+    if isinstance(value, str | bool | tuple):
+        return
+    bounds = [f"> {above}" if above is not None else "", f">= {low}" if low is not None else ""]
+    bounds += [f"<= {high}" if high is not None else ""]
+    inside = (above is None or value > above) and (low is None or value >= low) and (high is None or value <= high)
+    if not inside:  # also where the value is not a number
+        raise ConfigError(f"{path} = {value!r} is outside its range: {' and '.join(b for b in bounds if b)}")
+
+
+def _options_type(task_name: str) -> type[Any]:
+    from .task import load_task
+
+    return load_task(task_name).Options
+
+
+def _override(table: dict[str, Any], key: str, value: Any, task_name: str, options_type: type[Any]) -> None:
+    """Set one value in the table, found by its path or by its name if only one section has it."""
+    section_types: dict[str, type[Any]] = {"training": Training, task_table(task_name): options_type}
+    if isinstance(value, Mapping):
+        for inner, item in value.items():
+            _override(table, f"{key}.{inner}", item, task_name, options_type)
+        return
+    if "." not in key and key not in {f.name for f in dataclasses.fields(Recipe)}:
+        leaves = {path.rsplit(".", 1)[-1]: path for path in _paths(section_types)}
+        if key not in leaves:
+            known = [*(f.name for f in dataclasses.fields(Recipe) if f.name != "options"), *leaves]
+            raise ConfigError(f"unknown key '{key}'{nearest(key, known)}; known keys: {', '.join(sorted(known))}")
+        key = leaves[key]
+    *sections, leaf = key.split(".")
+    for section in sections:
+        table = table.setdefault(section.replace("-", "_"), {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"'{key}' is no key of a table in this recipe")
+    if value is None:
+        table.pop(leaf, None)
+    else:
+        table[leaf] = value
+        table.pop(_RIVALS.get(leaf, ""), None)  # giving one withdraws the other
+
+
+def _paths(section_types: Mapping[str, type[Any]], prefix: str = "") -> list[str]:
+    """Paths of every setting in these sections, outermost last so that it wins a name held twice."""
+    found: list[str] = []
+    for section, cls in section_types.items():
+        hints = typing.get_type_hints(cls)
+        for item in dataclasses.fields(cls):
+            if dataclasses.is_dataclass(hints[item.name]):
+                found = _paths({item.name: hints[item.name]}, f"{prefix}{section}.") + found
+            else:
+                found.append(f"{prefix}{section}.{item.name}")
+    return found
+
+
+def to_table(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as a TOML table: every value written out but those that are not set."""
+    table = dataclasses.asdict(recipe)
+    options = table.pop("options")
+    table[task_table(recipe.task)] = options
+    return _without_none(table)
+
+
+def client_settings(recipe: Recipe) -> str:
+    """What a client must know of the recipe, as compact JSON: values that differ from the defaults."""
+    table, default = dataclasses.asdict(recipe), dataclasses.asdict(Recipe())
+    options_default = dataclasses.asdict(_options_type(recipe.task)())
+    chosen = {
+        key: value
+        for key, value in table.items()
+        if key not in SERVER_ONLY and value != default[key] and key != "options"
+    }
+    if "training" in chosen:
+        chosen["training"] = _difference(table["training"], default["training"])
+    if options := _difference(table["options"], options_default):
+        chosen[task_table(recipe.task)] = options
+    return json.dumps(_without_none(chosen), separators=(",", ":"), sort_keys=True)
+
+
+def _difference(table: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: _difference(value, default[key]) if isinstance(value, Mapping) else value
+        for key, value in table.items()
+        if value != default[key]
+    }
+
+
+def _without_none(table: Mapping[str, Any]) -> dict[str, Any]:
+    """TOML has no null, and JSON's would only cost bytes."""
+    return {
+        key: _without_none(value) if isinstance(value, Mapping) else list(value) if isinstance(value, tuple) else value
+        for key, value in table.items()
+        if value is not None
+    }

@@ -1,0 +1,32 @@
+"""Which device computes."""
+
+from __future__ import annotations
+
+import torch
+
+from .errors import DeviceError
+
+
+def find_device(name: str) -> torch.device:
+    """The device of this name: ``cpu``, ``cuda``, ``cuda:1``, ``mps``, or ``auto`` for the best one here.
+
+    Raises:
+        DeviceError: no such device on this machine.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise DeviceError(f"device = '{name}' is no device: use one of {_available()}, or auto") from None
+    if str(device.type) not in ("cpu", "cuda", "mps"):
+        raise DeviceError(f"device = '{name}' is not supported: use one of {_available()}, or auto")
+    missing = device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()
+    if missing or (device.type == "mps" and not torch.backends.mps.is_available()):
+        raise DeviceError(f"device = '{name}' is not on this machine: use one of {_available()}, or auto")
+    return device
+
+
+def _available() -> str:
+    names = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    return ", ".join([*names, "mps"] if torch.backends.mps.is_available() else names)

@@ -1,0 +1,35 @@
+"""The errors that a user can meet. Each says what was given, what was expected and what to do."""
+
+from __future__ import annotations
+
+
+class FedparaError(Exception):
+    """Base of every error raised on purpose by this package. The command line prints it on one line, exit code 2."""
+
+
+class ConfigError(FedparaError, ValueError):
+    """A recipe, an option or an argument holds a value that is not allowed."""
+
+
+class DataError(FedparaError):
+    """A data set is missing, incomplete or not in its official layout."""
+
+
+class DeviceError(FedparaError):
+    """The device asked for is not on this machine."""
+
+
+class CodecError(FedparaError, ValueError):
+    """Bytes that are not a valid payload for the expected tensors."""
+
+
+class UpdateError(FedparaError):
+    """A client's update that must not touch the model (shape, type, non-finite values, weight)."""
+
+
+class CheckpointError(FedparaError):
+    """A run's folder from which no state can be restored."""
+
+
+class FederationError(FedparaError):
+    """A federation that cannot go on (no clients, none that answered)."""

@@ -1,0 +1,184 @@
+"""report.html: one self-contained page about a run."""
+
+from __future__ import annotations
+
+import html
+import io
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .checkpoint import replace_file
+from .live import bytes_text, figure, times
+from .run import Run
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from rich.table import Table
+
+_STYLE = """
+:root { color-scheme: light dark; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+figure { margin: 1.5rem 0; background: #fff; border-radius: 6px; padding: .5rem; overflow-x: auto; }
+figure svg, figure img { max-width: 100%; height: auto; display: block; margin: auto; }
+figcaption { color: #333; text-align: center; font-size: .9rem; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .25rem .75rem; text-align: right; border-bottom: 1px solid #8884; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; }
+pre { overflow-x: auto; background: #8881; padding: 1rem; border-radius: 6px; }
+@media print { body { max-width: none; } }
+"""
+
+
+def write(run: Run) -> Path:
+    """Write ``report.html`` into the run's folder; its path."""
+    sections = [_headline(run), _curves(run), _ledger(run), _holdings(run), _sizes(run), _dropped(run), _recipe(run)]
+    title = html.escape(run.recipe.name)
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>'
+    page = f"<!doctype html><html lang='en'><head>{head}<style>{_STYLE}</style></head><body>{''.join(sections)}</body></html>"
+    file = run.folder / "report.html"
+    replace_file(file, page.encode())
+    return file
+
+
+def comparison(runs: Sequence[Run]) -> Table:
+    """Runs beside each other, as a table for the terminal."""
+    from rich.table import Table
+
+    table = Table()
+    for index, name in enumerate(
+        ("run", "measure", "value", "rounds", "up", "down", "total", "vs dense fp32", "seconds")
+    ):
+        table.add_column(name, justify="left" if index < 2 else "right")
+    for run in runs:
+        row = run.rounds[-1] if run.rounds else {}
+        measure = str(run.summary.get("measure", "accuracy"))
+        cells = [str(len(run.rounds)), *(bytes_text(run.ledger.total(way)) for way in ("up", "down", None))]
+        cells += [times(row.get("total", 0), row.get("dense_total", 0)), f"{sum(r['seconds'] for r in run.rounds):.1f}"]
+        table.add_row(run.folder.name, measure, figure(run.summary.get("value"), measure), *cells)
+    return table
+
+
+def _headline(run: Run) -> str:
+    summary = run.summary
+    if not summary:
+        return f"<h1>{html.escape(run.recipe.name)}</h1><p>Unfinished: {len(run.rounds)} of {run.recipe.rounds} rounds.</p>"
+    measure, total = summary["measure"], summary["payload_up"] + summary["payload_down"]
+    text = (
+        f"{measure} {figure(summary['value'], measure)} after {summary['rounds']} rounds; "
+        f"{bytes_text(total)} of payload, {times(total, summary['dense_payload'])} fewer than dense weights in float32 "
+        f"({bytes_text(summary['dense_payload'])}); {summary['seconds']:.1f} s."
+    )
+    description = f"<p>{html.escape(run.recipe.description)}</p>" if run.recipe.description else ""
+    return f"<h1>{html.escape(run.recipe.name)}</h1>{description}<p><strong>{text}</strong></p>"
+
+
+def _curves(run: Run) -> str:
+    measure = str(run.summary.get("measure", "accuracy"))
+    keys = {measure: "server's test data", f"client_{measure}": "clients' held-out data, before training"}
+    shown = {label: [r for r in run.rounds if key in r] for key, label in keys.items()}
+
+    def draw(axes: Axes, x: Callable[[Mapping[str, Any]], float], label: str) -> None:
+        for (key, name), rows in zip(keys.items(), shown.values(), strict=True):
+            if rows:
+                axes.plot([x(row) for row in rows], [row[key] for row in rows], label=name, linewidth=1.8)
+        axes.set_xlabel(label)
+        axes.set_ylabel(measure)
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+
+    def both(axes: Sequence[Axes]) -> None:
+        draw(axes[0], lambda row: row["round"], "round")
+        draw(axes[1], lambda row: row["total"] / 1e6, "payload, up and down, MB")
+        axes[1].set_xscale("log")
+
+    return _figure(both, f"{measure} against rounds and against bytes") if run.rounds else ""
+
+
+def _ledger(run: Run) -> str:
+    ledger = run.ledger
+    rows = [
+        (f"{way} · {purpose}", bytes_text(payload), bytes_text(message))
+        for (way, purpose), payload in sorted(ledger.by("direction", "purpose", unit="payload").items())
+        for message in [ledger.by("direction", "purpose", unit="message")[way, purpose]]
+    ]
+    rows.append(("total", bytes_text(ledger.total()), bytes_text(ledger.total(unit="message"))))
+    clients = sorted(ledger.by("client", unit="payload").items(), key=lambda item: -item[1])[:20]
+    by_client = [(html.escape(str(client)), bytes_text(count)) for client, count in clients]
+    note = "<p>Payload is what the codec produced; message is what Flower sends for it.</p>"
+    return (
+        "<h2>Bytes</h2>"
+        + note
+        + _table(("", "payload", "message"), rows)
+        + "<h3>By client (the 20 that moved most)</h3>"
+        + _table(("client", "payload"), by_client)
+    )
+
+
+def _holdings(run: Run) -> str:
+    from .errors import FedparaError
+    from .task import build_task
+
+    try:
+        holdings = build_task(run.recipe).holdings(run.recipe.clients)
+    except FedparaError as error:  # the data may be gone since
+        return f"<h2>Who holds what</h2><p>{html.escape(str(error))}</p>"
+    if holdings is None:
+        return ""
+    with tempfile.TemporaryDirectory() as folder:
+        holdings.plot(Path(folder) / "holdings.svg")
+        picture = _inline((Path(folder) / "holdings.svg").read_text(encoding="utf-8"), "who holds what")
+    return f"<h2>Who holds what</h2>{picture}<div class='wide'><pre>{html.escape(holdings.table())}</pre></div>"
+
+
+def _sizes(run: Run) -> str:
+    from .cost import size
+    from .task import build_model, build_task
+
+    model = build_model(run.recipe, build_task(run.recipe))
+    return f"<h2>Sizes by layer</h2><pre>{html.escape(str(size(model, codec=run.recipe.uplink)))}</pre>"
+
+
+def _dropped(run: Run) -> str:
+    rows = [
+        (str(row["round"]), html.escape(entry["client"]), html.escape(entry["reason"]))
+        for row in run.rounds
+        for entry in row["dropped"]
+    ]
+    return f"<h2>Dropped replies</h2>{_table(('round', 'client', 'reason'), rows)}" if rows else ""
+
+
+def _recipe(run: Run) -> str:
+    import torch
+
+    from . import __version__
+
+    text = (run.folder / "recipe.toml").read_text(encoding="utf-8")
+    versions = f"fedpara {__version__}, torch {torch.__version__}"
+    return f"<h2>Recipe</h2><pre>{html.escape(text)}</pre><p>{versions}, seed {run.recipe.seed}</p>"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    head = "".join(f"<th>{cell}</th>" for cell in header)
+    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
+    return f"<div class='wide'><table><tr>{head}</tr>{body}</table></div>"
+
+
+def _figure(draw: Callable[[Any], None], caption: str, panels: int = 2) -> str:
+    """A plot as inline SVG."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 3.8), layout="constrained")
+    FigureCanvasSVG(figure)
+    axes = figure.subplots(1, panels)
+    draw(axes)
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg")
+    return _inline(buffer.getvalue(), caption)
+
+
+def _inline(svg: str, caption: str) -> str:
+    return f"<figure>{svg[svg.index('<svg') :]}<figcaption>{html.escape(caption)}</figcaption></figure>"

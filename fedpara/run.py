@@ -1,0 +1,133 @@
+"""A run's folder: written round by round by the server, read by everyone else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from safetensors.torch import load_file
+from torch import nn
+
+from . import checkpoint
+from .config import Recipe, read_recipe, to_table
+from .errors import CheckpointError, ConfigError
+from .ledger import Ledger
+
+Row = dict[str, Any]
+
+
+class Run:
+    """A finished or unfinished run on disk.
+
+    Raises:
+        ConfigError: the folder holds no run.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        if not (self.folder / "recipe.toml").is_file():
+            raise ConfigError(
+                f"no run in {self.folder}: expected a folder with a recipe.toml, made by fedpara simulate"
+            )
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """The resolved recipe."""
+        return read_recipe(self.folder / "recipe.toml")
+
+    @cached_property
+    def rounds(self) -> list[Row]:
+        """One row a round."""
+        return read_rows(self.folder / "rounds.jsonl")
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """Every byte of the run."""
+        return Ledger.load(self.folder / "ledger.jsonl")
+
+    @cached_property
+    def summary(self) -> Mapping[str, Any]:
+        """Figures of the whole run; empty while it is unfinished."""
+        file = self.folder / "summary.json"
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+    def model(self) -> nn.Module:
+        """The trained network with plain layers, in evaluation mode.
+
+        Raises:
+            CheckpointError: the run has not finished a round.
+        """
+        from .parametrize import merge_
+        from .sharing import load_shared_
+        from .task import build_model, build_task
+
+        task = build_task(self.recipe)
+        if (self.folder / "model.safetensors").is_file():
+            model = build_model(self.recipe, task, parametrization="none")
+            model.load_state_dict(load_file(self.folder / "model.safetensors"))
+            return model.eval()
+        state = checkpoint.load(self.folder / "checkpoint")
+        if state is None:
+            raise CheckpointError(f"the run in {self.folder} has not finished a round yet")
+        model = build_model(self.recipe, task)
+        load_shared_(model, dict(state.model))
+        return merge_(model).eval()
+
+    def __repr__(self) -> str:
+        return f"Run('{self.folder}', {len(self.rounds)} rounds)"
+
+
+class RunWriter:
+    """Writes a run's folder. Rows after the last checkpoint are cut off when a run is resumed."""
+
+    def __init__(self, folder: Path, recipe: Recipe, *, resume: bool) -> None:
+        self.folder = folder
+        existing = (folder / "recipe.toml").is_file()
+        if existing and not resume:
+            raise ConfigError(f"{folder} holds a run already: add --resume to continue it, or name another folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        checkpoint.replace_file(folder / "recipe.toml", tomli_w.dumps(to_table(recipe)).encode())
+        (folder / "summary.json").unlink(missing_ok=True)
+        self.start = checkpoint.load(folder / "checkpoint") if resume else None
+        done = self.start.round if self.start else 0
+        self.rows = [row for row in read_rows(folder / "rounds.jsonl") if row["round"] <= done] if existing else []
+        checkpoint.replace_file(folder / "rounds.jsonl", _lines(self.rows))
+        ledger_file = folder / "ledger.jsonl"
+        self.ledger = Ledger.load(ledger_file, until_round=done) if existing and ledger_file.is_file() else Ledger()
+        ledger_file.unlink(missing_ok=True)
+        self.ledger.append_to(ledger_file)
+
+    def finish_round(self, row: Row, state: checkpoint.Checkpoint) -> None:
+        """Append the round's rows, then replace the checkpoint: what is not in it will be done again."""
+        self.rows.append(row)
+        self.ledger.append_to(self.folder / "ledger.jsonl")
+        with (self.folder / "rounds.jsonl").open("ab") as file:
+            file.write(_lines([row]))
+        checkpoint.save(self.folder / "checkpoint", state)
+
+    def finish(self, summary: Mapping[str, Any], model: nn.Module) -> None:
+        """Write the merged model and the summary."""
+        state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
+        checkpoint.save_tensors(self.folder / "model.safetensors", state)
+        checkpoint.replace_file(self.folder / "summary.json", json.dumps(summary, indent=1).encode())
+
+
+def read_rows(file: Path) -> list[Row]:
+    """Rows of a JSON-lines file. A last line that was cut off by a kill is left out."""
+    if not file.is_file():
+        return []
+    rows = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
+
+
+def _lines(rows: list[Row]) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()

@@ -1,0 +1,1 @@
+"""The Flower ServerApp: samples, encodes, counts, aggregates, evaluates, checkpoints."""

@@ -1,0 +1,29 @@
+"""The global model, judged on the server's own test data."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fedpara.config import Recipe
+from fedpara.sharing import load_shared_
+from fedpara.task import Metrics, Task, build_model
+
+
+class Evaluator:
+    """Holds the parametrized network and the test data; without test data there is nothing to evaluate."""
+
+    def __init__(self, recipe: Recipe, task: Task, device: torch.device) -> None:
+        self.task = task
+        self.device = device
+        self.model = build_model(recipe, task)
+        self.initial = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+        self.data = task.server_data()
+        self.model.to(device)
+
+    def __call__(self, state: dict[str, Tensor]) -> Metrics:
+        """Metrics of this state on the test data."""
+        load_shared_(self.model, state)
+        if self.data is None:
+            return Metrics(0, {})
+        return self.task.judge(self.model, self.data, self.device)

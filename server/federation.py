@@ -1,0 +1,211 @@
+"""The rounds of a federation: sample, send, aggregate one reply at a time, evaluate, checkpoint."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
+from flwr.serverapp import Grid
+from torch import Tensor
+
+from fedpara.aggregate import StreamingMean
+from fedpara.checkpoint import Checkpoint
+from fedpara.codec import codec
+from fedpara.config import Recipe
+from fedpara.device import find_device
+from fedpara.errors import FedparaError
+from fedpara.parametrize import merge_
+from fedpara.run import Row, Run, RunWriter
+from fedpara.seeds import derive
+from fedpara.sharing import shared_state
+from fedpara.task import Metrics, Task, build_model, build_task
+from fedpara.wire import ARRAYS, CONFIG, EVALUATION, EXAMPLES, ROUND
+
+from .evaluation import Evaluator
+from .grid import CodedGrid
+from .roster import call_the_roll
+from .strategies import build_strategy
+
+State = dict[str, Tensor]
+log = logging.getLogger("fedpara")
+
+
+class Observer(Protocol):
+    """Told what happens, round by round."""
+
+    def started(self, recipe: Recipe, task: Task, facts: Mapping[str, Any], rows: list[Row]) -> None: ...
+
+    def finished_round(self, row: Row) -> None: ...
+
+    def finished(self, summary: Mapping[str, Any], folder: Path) -> None: ...
+
+
+@dataclass
+class _Round:
+    """What one round brought in."""
+
+    mean: StreamingMean
+    trained: list[Metrics] = field(default_factory=list)
+    judged: list[Metrics] = field(default_factory=list)
+    dropped: list[dict[str, str]] = field(default_factory=list)
+
+
+class Federation:
+    """One run of one recipe over a Grid, from its folder's last checkpoint or from the start."""
+
+    def __init__(self, grid: Grid, recipe: Recipe, folder: Path, observer: Observer, *, resume: bool = False) -> None:
+        self.recipe = recipe
+        self.task = build_task(recipe)
+        self.strategy = build_strategy(recipe)
+        self.evaluator = Evaluator(recipe, self.task, find_device(recipe.device))
+        self.initial = {name: self.evaluator.initial[name] for name in shared_state(self.evaluator.model)}
+        dense = build_model(recipe, self.task, parametrization="none").state_dict()
+        self.dense_payload = codec("fp32").size(dense)
+        self.observer = observer
+        self.writer = RunWriter(folder, recipe, resume=resume)
+        self.grid = CodedGrid(grid, recipe, self.initial, self.writer.ledger)
+        self.model = dict(self.initial)
+        if self.writer.start:
+            self.model = dict(self.writer.start.model)
+            self.strategy.load_state_dict(self.writer.start.strategy)
+
+    def run(self) -> Run:
+        """Every round that is left, then the merged model and the summary."""
+        self.observer.started(self.recipe, self.task, self._facts(), self.writer.rows)
+        first = len(self.writer.rows) + 1
+        if first <= self.recipe.rounds:
+            roster = call_the_roll(self.grid, self.recipe.clients, self.recipe.cohort)
+            for round in range(first, self.recipe.rounds + 1):
+                self._round(round, roster)
+        summary = self._summary()
+        self.evaluator(self.model)  # loads the final state into the network that is merged
+        self.writer.finish(summary, merge_(self.evaluator.model))
+        self.observer.finished(summary, self.writer.folder)
+        return Run(self.writer.folder)
+
+    def _round(self, round: int, roster: Mapping[str, int]) -> None:
+        started = time.perf_counter()
+        recorded = len(self.writer.ledger)
+        cohort = sample(self.recipe, round, list(roster))
+        content = {ARRAYS: ArrayRecord(self.model), CONFIG: ConfigRecord({ROUND: round})}
+        message = RecordDict(content)
+        ttl = self.recipe.deadline + 60.0  # Flower discards a reply older than this
+        messages = [Message(message, roster[name], MessageType.TRAIN, ttl=ttl, group_id=str(round)) for name in cohort]
+        ids = list(self.grid.push_messages(messages))
+        trained_at = time.perf_counter()
+        result = self._collect(dict(zip(ids, cohort, strict=True)))
+        if result.mean.count:
+            self.model = self.strategy.step(self.model, result.mean.result())
+        else:
+            log.warning("round %d: no usable reply, the model stays as it was", round)
+        aggregated_at = time.perf_counter()
+        evaluated = self._evaluate(round)
+        row = self._row(round, cohort, result, evaluated, recorded)
+        row["seconds"] = round_to(time.perf_counter() - started)
+        row["phases"] = {
+            "send": round_to(trained_at - started),
+            "train": round_to(aggregated_at - trained_at),
+            "evaluate": round_to(time.perf_counter() - aggregated_at),
+        }
+        self.writer.finish_round(row, Checkpoint(round, self.model, self.strategy.state_dict()))
+        self.observer.finished_round(row)
+
+    def _collect(self, asked: Mapping[str, str]) -> _Round:
+        """Add every good reply to the mean; name and count the others."""
+        result = _Round(StreamingMean(self.initial))
+        answered = set()
+        for reply in self.grid.replies(asked, self.recipe.deadline):
+            client = asked.get(reply.metadata.reply_to_message_id, "unknown")
+            answered.add(client)
+            try:
+                update = self.grid.open(reply)
+                result.mean.add(update.state, update.examples)
+            except FedparaError as error:
+                result.dropped.append({"client": client, "reason": str(error)})
+                log.warning("%s dropped: %s", client, error)
+                continue
+            judged = {k.removeprefix(EVALUATION): v for k, v in update.metrics.items() if k.startswith(EVALUATION)}
+            trained = {k: v for k, v in update.metrics.items() if not k.startswith(EVALUATION)}
+            result.trained.append(Metrics(update.examples, trained))
+            if judged:
+                result.judged.append(Metrics(int(judged.pop(EXAMPLES, 0)), judged))
+        for client in asked.values():
+            if client not in answered:
+                reason = f"no answer within {self.recipe.deadline:g} s"
+                result.dropped.append({"client": client, "reason": reason})
+                log.warning("%s dropped: %s", client, reason)
+        return result
+
+    def _evaluate(self, round: int) -> Metrics:
+        due = round % self.recipe.evaluate_every == 0 or round == self.recipe.rounds
+        return self.evaluator(self.model) if due else Metrics(0, {})
+
+    def _row(self, round: int, cohort: list[str], result: _Round, evaluated: Metrics, recorded: int) -> Row:
+        """One line of the run's log."""
+        ledger = self.writer.ledger
+        rows = ledger.to_rows(recorded)
+        before = self.writer.rows[-1] if self.writer.rows else {"total": 0, "dense_total": 0}
+        sums = {
+            f"{direction}{suffix}": sum(entry[unit] for entry in rows if entry["direction"] == direction)
+            for direction in ("up", "down")
+            for unit, suffix in (("payload", ""), ("message", "_message"))
+        }
+        dense = sum(self.dense_payload if entry["purpose"] == "weights" else entry["payload"] for entry in rows)
+        return {
+            "round": round,
+            **{name: value for name, value in evaluated.values.items()},
+            "train_loss": Metrics.mean(result.trained).values.get("loss"),
+            **{f"client_{name}": value for name, value in Metrics.mean(result.judged).values.items()},
+            "cohort": cohort,
+            "replies": result.mean.count,
+            "dropped": result.dropped,
+            **sums,
+            "total": before["total"] + sums["up"] + sums["down"],
+            "dense_total": before["dense_total"] + dense,
+        }
+
+    def _facts(self) -> dict[str, Any]:
+        """Sizes that do not change from round to round."""
+        return {
+            "shared_parameters": sum(tensor.numel() for tensor in self.initial.values()),
+            "uplink_payload": codec(self.recipe.uplink).size(self.initial),
+            "dense_twin_model": self.dense_payload,
+        }
+
+    def _summary(self) -> dict[str, Any]:
+        """The run in a few figures, with its dense fp32 twin beside it."""
+        rows, ledger = self.writer.rows, self.writer.ledger
+        last = next((row for row in reversed(rows) if self.task.measure in row), {})
+        return {
+            "recipe": self.recipe.name,
+            "measure": self.task.measure,
+            "value": last.get(self.task.measure),
+            "client_value": rows[-1].get(f"client_{self.task.measure}") if rows else None,
+            "rounds": len(rows),
+            "payload_up": ledger.total("up"),
+            "payload_down": ledger.total("down"),
+            "message_up": ledger.total("up", "message"),
+            "message_down": ledger.total("down", "message"),
+            "dense_payload": rows[-1]["dense_total"] if rows else 0,
+            "seconds": round_to(sum(row["seconds"] for row in rows)),
+            "dropped": sum(len(row["dropped"]) for row in rows),
+            **self._facts(),
+        }
+
+
+def sample(recipe: Recipe, round: int, clients: list[str]) -> list[str]:
+    """The round's cohort: drawn without replacement from the clients' names by the recipe's seed."""
+    generator = np.random.default_rng(derive(recipe.seed, "cohort", round))
+    size = min(recipe.cohort, len(clients))
+    return [clients[index] for index in sorted(generator.choice(len(clients), size, replace=False))]
+
+
+def round_to(seconds: float) -> float:
+    """Milliseconds are as fine as a wall clock is worth writing down."""
+    return float(f"{seconds:.3f}")

@@ -1,0 +1,293 @@
+"""The server's half of the wire: a Flower Grid that encodes, decodes and counts, so that any strategy fits inside."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
+from flwr.serverapp import Grid
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, no_object_id_recompute
+from torch import Tensor
+
+from fedpara.app import code_hash
+from fedpara.codec import codec
+from fedpara.config import Recipe, client_settings
+from fedpara.errors import CodecError, FedparaError, UpdateError
+from fedpara.ledger import Ledger
+from fedpara.seeds import generator_for
+from fedpara.wire import ARRAYS, CONFIG, EXAMPLES, METRICS, PACKED, ROUND, SEED, SETTINGS, pack_seed
+
+State = dict[str, Tensor]
+DROPPED = 1001  # error code of a reply that was refused on arrival
+
+
+@dataclass(frozen=True)
+class Broadcast:
+    """One model on its way down: encoded once, sent to the whole cohort."""
+
+    received: State  # what the clients make of it
+    lost: State  # what the codec rounded away of the server's own model
+    blob: bytes
+    purpose: str  # "weights" or "seed"
+
+    def record(self) -> ArrayRecord:
+        stype = SEED if self.purpose == "seed" else PACKED
+        return ArrayRecord({"model": Array("uint8", (len(self.blob),), stype, self.blob)})
+
+
+@dataclass(frozen=True)
+class Update:
+    """One client's checked reply."""
+
+    client: str
+    state: State
+    examples: int
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class _Sent:
+    round: int
+    client: str
+    broadcast: Broadcast | None
+
+
+class CodedGrid(Grid):
+    """Wraps another Grid. Messages of a strategy go in and come out with plain arrays; in between they are packed.
+
+    Args:
+        inner: the Grid that delivers.
+        recipe: codecs, seed and what clients must know.
+        initial: the shared tensors as they come out of the recipe's seed; the schema of every payload.
+        ledger: receives every message sent and received, dropped ones too.
+    """
+
+    def __init__(self, inner: Grid, recipe: Recipe, initial: State, ledger: Ledger) -> None:
+        self.inner = inner
+        self.recipe = recipe
+        self.initial = initial
+        self.ledger = ledger
+        self.names: dict[int, str] = {}  # node id -> client, once the roll was called
+        self._settings = client_settings(recipe)
+        self._downlink, self._uplink = codec(recipe.downlink), codec(recipe.uplink)
+        self._sent: dict[str, _Sent] = {}
+        self._pause = float(getattr(inner, "pull_interval", 1.0))
+
+    # --- encoding -----------------------------------------------------------------------------------------------------
+
+    def encode(self, state: State, round: int) -> Broadcast:
+        """The model as it will travel. The one that comes out of the seed travels as the seed."""
+        if self.recipe.first_broadcast == "seed" and _same(state, self.initial):
+            return Broadcast(state, {}, pack_seed(self.recipe.seed, self.initial), "seed")
+        blob = self._downlink.encode(state, generator=generator_for(self.recipe.seed, "downlink", round))
+        received = self._downlink.decode(blob, self.initial)
+        lost = {name: own - received[name] for name, own in state.items() if not torch.equal(own, received[name])}
+        return Broadcast(received, lost, blob, "weights")
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Encode, count and send. A content that several messages share is encoded once."""
+        coded: dict[int, tuple[RecordDict, RecordDict, int, Broadcast | None]] = {}
+        outgoing = list(messages)
+        sizes = []
+        for message in outgoing:
+            plain = message.content
+            if id(plain) not in coded:  # the plain content is kept with it, so that its id cannot be given again
+                coded[id(plain)] = (plain, *self._pack(plain))
+            _, packed, round, broadcast = coded[id(plain)]
+            message.content = packed
+            sizes.append((message, round, broadcast))
+        ids = list(self.inner.push_messages(outgoing))
+        measured = _Sizes()
+        for (message, round, broadcast), message_id in zip(sizes, ids, strict=False):
+            if message_id is None:  # Flower's answer for a message it could not take
+                continue
+            client = self.client(message.metadata.dst_node_id)
+            self._sent[message_id] = _Sent(round, client, broadcast)
+            self.ledger.record(
+                round=round,
+                client=client,
+                direction="down",
+                purpose=broadcast.purpose if broadcast else "roll-call",
+                payload=len(broadcast.blob) if broadcast else 0,
+                message=measured.of(message),
+            )
+        return ids
+
+    def _pack(self, plain: RecordDict) -> tuple[RecordDict, int, Broadcast | None]:
+        """A message's content with its arrays packed, the round it belongs to, and the broadcast inside."""
+        config = plain.config_records.get(CONFIG)
+        round = int(config[ROUND]) if config and ROUND in config else 0  # type: ignore[arg-type]
+        packed = RecordDict({name: record for name, record in plain.items() if name != ARRAYS})
+        settings = {"recipe": self._settings, "downlink": self.recipe.downlink, "key": str(round)}
+        packed[SETTINGS] = ConfigRecord(settings)
+        if ARRAYS not in plain.array_records:
+            return packed, round, None
+        record = plain.array_records[ARRAYS]
+        broadcast = self.encode(_tensors(record, self.initial), round)
+        packed[ARRAYS] = broadcast.record()
+        return packed, round, broadcast
+
+    # --- decoding -----------------------------------------------------------------------------------------------------
+
+    def open(self, reply: Message) -> Update:
+        """Count a reply, check it and decode it.
+
+        Raises:
+            FedparaError: a reply that must not touch the model; the message says why.
+        """
+        sent = self._sent.pop(reply.metadata.reply_to_message_id, None)
+        if sent is None:
+            raise UpdateError("a reply to no question of this run, or a second one")
+        array = _packed_array(reply)
+        payload = len(array.data) if array else 0
+        purpose = "weights" if array else "evaluation" if sent.broadcast else "roll-call"
+        self.ledger.record(
+            round=sent.round,
+            client=sent.client,
+            direction="up",
+            purpose=purpose,
+            payload=payload,
+            message=_Sizes().of(reply),
+        )
+        if reply.has_error():
+            raise UpdateError(_one_line(reply.error.reason))
+        self._check_code(reply)
+        examples, metrics = _metrics(reply)
+        state: State = {}
+        if sent.broadcast and reply.metadata.message_type.startswith("train"):
+            if array is None:
+                raise UpdateError("the reply carries no packed model")
+            state = self._change(sent.broadcast, array.data)
+        return Update(sent.client, state, examples, metrics)
+
+    def _change(self, broadcast: Broadcast, blob: bytes) -> State:
+        """The server's own model plus what the client changed on the one it received.
+
+        The two differ by what the downlink's codec rounded away, which is thus never lost to the server.
+        """
+        trained = self._uplink.decode(blob, self.initial, reference=broadcast.received)
+        for name, lost in broadcast.lost.items():
+            trained[name] += lost
+        return trained
+
+    def _check_code(self, reply: Message) -> None:
+        settings = reply.content.config_records.get(SETTINGS)
+        given = str(settings["code"]) if settings and "code" in settings else "none"
+        if given != code_hash():
+            raise UpdateError(
+                f"the client runs other code ({given}) than the server ({code_hash()}): update one of them"
+            )
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Replies with plain arrays; one that was refused comes as an error, as if its client had failed."""
+        return [self._unpack(reply) for reply in self.inner.pull_messages(message_ids)]
+
+    def _unpack(self, reply: Message) -> Message:
+        try:
+            update = self.open(reply)
+        except FedparaError as error:  # Flower's strategies count an error as a failure
+            return reply if reply.has_error() else Message(Error(DROPPED, str(error)), metadata=reply.metadata)
+        if update.state:
+            reply.content[ARRAYS] = ArrayRecord(update.state)
+        return reply
+
+    def replies(self, message_ids: Iterable[str], deadline: float) -> Iterable[Message]:
+        """Raw replies, one at a time and in the order asked for, until ``deadline`` seconds have passed.
+
+        The fixed order makes the mean's rounding the same in every run, and what came early waits where it is, not in
+        this process: the server holds one update at a time, whatever the size of the cohort.
+        """
+        end = time.monotonic() + deadline
+        for message_id in message_ids:
+            while not (found := list(self.inner.pull_messages([message_id]))) and time.monotonic() < end:
+                time.sleep(self._pause)
+            yield from found
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Push, then pull until every reply is there or ``timeout`` seconds have passed."""
+        waiting = {message_id for message_id in self.push_messages(messages) if message_id is not None}
+        end = time.monotonic() + timeout if timeout is not None else float("inf")
+        received: list[Message] = []
+        while waiting and time.monotonic() < end:
+            arrived = list(self.pull_messages(waiting))
+            waiting -= {reply.metadata.reply_to_message_id for reply in arrived}
+            received += arrived
+            if not arrived:
+                time.sleep(self._pause)
+        return received
+
+    # --- the rest of the Grid, unchanged ------------------------------------------------------------------------------
+
+    def client(self, node_id: int) -> str:
+        """The client at a node, by the name it gave at the roll-call."""
+        return self.names.get(node_id, f"node {node_id}")
+
+    def set_run(self, run) -> None:  # type: ignore[no-untyped-def]
+        self.inner.set_run(run)
+
+    @property
+    def run(self):  # type: ignore[no-untyped-def]
+        return self.inner.run
+
+    def create_message(self, *args, **kwargs) -> Message:  # type: ignore[no-untyped-def]
+        return self.inner.create_message(*args, **kwargs)
+
+    def get_node_ids(self) -> Iterable[int]:
+        return self.inner.get_node_ids()
+
+
+class _Sizes:
+    """Bytes of the serialised object tree of a message, as Flower sends it. Shared parts are measured once."""
+
+    def __init__(self) -> None:
+        self._contents: dict[int, tuple[RecordDict, int]] = {}
+
+    def of(self, message: Message) -> int:
+        if not message.has_content():
+            return len(message.deflate())
+        content = message.content
+        if id(content) not in self._contents:
+            with no_object_id_recompute():
+                parts = get_all_nested_objects(content).values()
+                self._contents[id(content)] = (content, sum(len(part.deflate()) for part in parts))
+        return len(message.deflate()) + self._contents[id(content)][1]
+
+
+def _same(state: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    return all(torch.equal(tensor, other[name]) for name, tensor in state.items())
+
+
+def _tensors(record: ArrayRecord, like: State) -> State:
+    """The record's arrays as tensors, in the schema's order."""
+    if record.keys() != like.keys():
+        raise UpdateError(f"a broadcast of {len(record)} arrays, the model shares {len(like)}")
+    return {name: torch.from_numpy(record[name].numpy()).to(tensor.dtype) for name, tensor in like.items()}
+
+
+def _packed_array(reply: Message) -> Array | None:
+    if not reply.has_content():
+        return None
+    arrays = [array for record in reply.content.array_records.values() for array in record.values()]
+    packed = [array for array in arrays if array.stype == PACKED]
+    return packed[0] if len(packed) == len(arrays) == 1 else None
+
+
+def _metrics(reply: Message) -> tuple[int, dict[str, float]]:
+    """Weight and metrics of a reply. Raises UpdateError where they are not numbers."""
+    record = reply.content.metric_records.get(METRICS)
+    if record is None:
+        return 0, {}
+    values = {name: value for name, value in record.items() if isinstance(value, int | float)}
+    examples = values.pop(EXAMPLES, 0)
+    if len(values) + (EXAMPLES in record) != len(record) or not isinstance(examples, int) or examples < 0:
+        raise UpdateError(f"metrics that are not single numbers, or {EXAMPLES} = {examples!r}")
+    return examples, {name: float(value) for name, value in values.items()}
+
+
+def _one_line(reason: str | None) -> str:
+    """The last line of a reason: of a traceback, the one that says what happened."""
+    lines = [line.strip() for line in (reason or "").splitlines() if line.strip()]
+    return lines[-1][:300] if lines else "the client gave no reason"

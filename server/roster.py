@@ -1,0 +1,54 @@
+"""Who takes part: asks every node for its client's name, so that a client is sampled by name in every runtime."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+
+from fedpara.errors import FederationError, FedparaError
+from fedpara.wire import CONFIG, ROUND
+
+from .grid import CodedGrid
+
+WAIT = 300.0  # seconds that the server waits for clients to come
+log = logging.getLogger("fedpara")
+
+
+def call_the_roll(grid: CodedGrid, clients: int, cohort: int, wait: float = WAIT) -> dict[str, int]:
+    """Names of the clients that are there, and their nodes, in an order that depends on the names alone.
+
+    Raises:
+        FederationError: fewer than a cohort answered in time, or two nodes gave one name.
+    """
+    known = getattr(grid.inner, "clients", None)  # the in-process runtime knows its clients
+    if known is not None:
+        grid.names = {node: name for name, node in known.items()}
+        return dict(known)
+    nodes = _wait_for_nodes(grid, clients, wait)
+    content = RecordDict({CONFIG: ConfigRecord({ROUND: 0})})
+    ids = grid.push_messages([Message(content, node, MessageType.QUERY) for node in nodes])
+    found: dict[str, int] = {}
+    for reply in grid.replies([message_id for message_id in ids if message_id], wait):
+        try:
+            grid.open(reply)
+        except FedparaError as error:
+            log.warning("node %d does not take part: %s", reply.metadata.src_node_id, error)
+            continue
+        name = str(reply.content.config_records[CONFIG]["client"])
+        if name in found:
+            raise FederationError(f"two nodes call themselves '{name}': give each its own name or partition-id")
+        found[name] = reply.metadata.src_node_id
+    if len(found) < cohort:
+        raise FederationError(f"{len(found)} of {clients} clients answered, a round needs {cohort}: start the others")
+    grid.names = {node: name for name, node in found.items()}
+    return dict(sorted(found.items()))
+
+
+def _wait_for_nodes(grid: CodedGrid, clients: int, wait: float) -> list[int]:
+    """The nodes there are, once as many as the recipe has clients have come or the wait is over."""
+    end = time.monotonic() + wait
+    while len(nodes := sorted(grid.get_node_ids())) < clients and time.monotonic() < end:
+        time.sleep(0.5)
+    return nodes

@@ -1,0 +1,1 @@
+"""Federations on one machine: the in-process runtime, recipes, benchmarks."""

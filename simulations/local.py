@@ -1,0 +1,288 @@
+"""A federation in this process: a Grid that calls the same ClientApp here or in worker processes, and ``simulate``."""
+
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.connection
+import os
+import pickle
+import time
+import uuid
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.serverapp import Grid
+from flwr.supercore.task_identity import TaskIdentity
+
+from fedpara.app import code_hash, find_recipe, load
+from fedpara.config import Recipe, read_recipe
+from fedpara.device import find_device
+from fedpara.errors import ConfigError
+from fedpara.live import LiveTable
+from fedpara.run import Run
+from fedpara.task import build_task, load_task
+from server.federation import Federation, Observer
+
+RUN_ID, SERVER_NODE = 1, 1
+FAILED = 2  # the code with which Flower marks a ClientApp that raised
+
+
+class LocalGrid(Grid):
+    """Delivers messages to the ClientApp by calling it: node ``i + 2`` is the population's client ``i``.
+
+    With ``workers == 1`` clients train in this process, when their reply is asked for; with more, in processes that
+    keep their data and models warm.
+    """
+
+    pull_interval = 0.0  # pulling waits by itself
+
+    def __init__(
+        self, population: Iterable[str], node_config: Mapping[str, str | int], workers: int, preload: str
+    ) -> None:
+        self.clients = {name: place + SERVER_NODE + 1 for place, name in enumerate(population)}
+        self._node_config = dict(node_config)
+        self._states: dict[int, RecordDict] = {}
+        self._waiting: deque[Message] = deque()
+        self._replies: dict[str, Message] = {}
+        self._pool = [_Worker(preload) for _ in range(workers)] if workers > 1 else []
+
+    def get_node_ids(self) -> Iterable[int]:
+        return list(self.clients.values())
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        ids = []
+        for message in messages:
+            message.metadata.__dict__["_message_id"] = uuid.uuid4().hex
+            self._waiting.append(message)
+            ids.append(message.metadata.message_id)
+        self._assign()
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Replies to these messages. Waits a moment for the first where none is there yet."""
+        wanted = list(message_ids)
+        if not self._pool:
+            self._run_here(wanted)
+        elif not any(message_id in self._replies for message_id in wanted):
+            self._receive(timeout=0.1)
+        return [self._replies.pop(message_id) for message_id in wanted if message_id in self._replies]
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        waiting, received = set(self.push_messages(messages)), []
+        end = time.monotonic() + timeout if timeout is not None else float("inf")
+        while waiting and time.monotonic() < end:
+            arrived = list(self.pull_messages(waiting))
+            waiting -= {reply.metadata.reply_to_message_id for reply in arrived}
+            received += arrived
+        return received
+
+    def close(self) -> None:
+        """End the worker processes."""
+        for worker in self._pool:
+            worker.close()
+
+    def set_run(self, run: Any) -> None:
+        raise NotImplementedError("the in-process runtime holds one run only")
+
+    @property
+    def run(self) -> Any:
+        raise NotImplementedError("the in-process runtime has no Flower run record")
+
+    def create_message(self, *args: Any, **kwargs: Any) -> Message:
+        raise NotImplementedError("deprecated by Flower: construct a Message")
+
+    def _context(self, node: int) -> Context:
+        config = {**self._node_config, "partition-id": node - SERVER_NODE - 1, "num-partitions": len(self.clients)}
+        state = self._states.get(node, RecordDict())
+        return Context(RUN_ID, node, config, state, {})
+
+    def _run_here(self, wanted: list[str]) -> None:
+        """Train the first of the wanted clients; the others when they are asked for again."""
+        for message in self._waiting:
+            if message.metadata.message_id in wanted:
+                self._waiting.remove(message)
+                context = self._context(message.metadata.dst_node_id)
+                # The copy is what a wire would give: the client may change what it received.
+                self._keep(context.node_id, *call_client(pickle.loads(pickle.dumps(_portable(message))), context))
+                return
+
+    def _assign(self) -> None:
+        """Give waiting messages to idle workers, in order."""
+        for worker in self._pool:
+            if self._waiting and worker.job is None:
+                message = self._waiting.popleft()
+                worker.send(message, self._context(message.metadata.dst_node_id))
+
+    def _receive(self, timeout: float) -> None:
+        """Take what workers have finished, and give them more."""
+        busy = {worker.connection: worker for worker in self._pool if worker.job is not None}
+        for ready in multiprocessing.connection.wait(list(busy), timeout):
+            worker = busy[ready]  # type: ignore[index]
+            assert worker.job is not None
+            self._keep(worker.job.metadata.dst_node_id, *worker.receive())
+        self._assign()
+
+    def _keep(self, node: int, reply: Message, state: RecordDict) -> None:
+        if state:
+            self._states[node] = state
+        self._replies[reply.metadata.reply_to_message_id] = reply
+
+
+def call_client(message: Message, context: Context) -> tuple[Message, RecordDict]:
+    """Call the ClientApp as Flower does: what it raises becomes an error reply."""
+    app = load("client.app").app
+    try:
+        reply = app(message, context)
+    except Exception as error:
+        reply = Message(Error(FAILED, f"{type(error).__name__}: {error}"), reply_to=message)
+    return reply, context.state
+
+
+def _portable(message: Message) -> Message:
+    """The message without the views that Flower keeps on its arrays once they were measured: those do not pickle."""
+    for record in message.content.array_records.values():
+        for array in record.values():
+            array.__dict__.pop("_chunks", None)
+    return message
+
+
+class _Worker:
+    """A process that trains one client at a time, started afresh if it dies."""
+
+    def __init__(self, preload: str) -> None:
+        self._preload = preload
+        self.job: Message | None = None
+        self._start()
+
+    def _start(self) -> None:
+        # A fork of this process would inherit its threads' locks; the fork server is a clean process to fork from.
+        methods = multiprocessing.get_all_start_methods()
+        context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+        if "forkserver" in methods:
+            context.set_forkserver_preload(["fedpara.worker_imports"])
+        self.connection, other = context.Pipe()
+        self._process = context.Process(target=_work, args=(other, self._preload), daemon=True)
+        self._process.start()
+        other.close()
+
+    def send(self, message: Message, context: Context) -> None:
+        self.job = message
+        try:
+            self.connection.send((_portable(message), context))
+        except (BrokenPipeError, ConnectionResetError):  # noticed when the reply is read
+            pass
+
+    def receive(self) -> tuple[Message, RecordDict]:
+        message, self.job = self.job, None
+        assert message is not None
+        try:
+            return self.connection.recv()
+        except (EOFError, ConnectionResetError):
+            self._process.join(5)
+            reason = f"the process that trained this client ended with code {self._process.exitcode}"
+            self._start()
+            return Message(Error(FAILED, reason), reply_to=message), RecordDict()
+
+    def close(self) -> None:
+        self.connection.close()
+        self._process.join(0.5)
+        if self._process.is_alive():
+            self._process.terminate()
+            self._process.join(5)
+
+
+def _work(connection: Connection, preload: str) -> None:
+    """A worker's life: a message in, a reply out, until the pipe closes."""
+    torch.set_num_threads(1)
+    _identify()
+    load_task(preload)
+    while True:
+        try:
+            message, context = connection.recv()
+            connection.send(call_client(message, context))
+        except (EOFError, BrokenPipeError, ConnectionResetError, KeyboardInterrupt):
+            return
+
+
+def _identify() -> None:
+    """Flower's Message asks who it is sent by; outside a Flower process nobody has said."""
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = RUN_ID, SERVER_NODE, 0
+
+
+@contextmanager
+def local_grid(recipe: Recipe, state_dir: Path) -> Iterator[LocalGrid]:
+    """A LocalGrid for a recipe; its workers end with the block, and this process computes as before."""
+    threads = torch.get_num_threads()
+    before = (TaskIdentity._run_id, TaskIdentity._node_id, TaskIdentity._task_id)
+    _identify()
+    device = str(find_device(recipe.device))
+    node_config: dict[str, str | int] = {
+        "data-dir": recipe.data_dir,
+        "device": device,
+        "state-dir": str(state_dir),
+        "threads": recipe.threads,
+    }
+    grid = LocalGrid([], node_config, count_workers(recipe, device), recipe.task)
+    try:
+        population = build_task(recipe).population(recipe.clients)
+        grid.clients = {name: place + SERVER_NODE + 1 for place, name in enumerate(population)}
+        yield grid
+    finally:
+        grid.close()
+        torch.set_num_threads(threads)
+        TaskIdentity._run_id, TaskIdentity._node_id, TaskIdentity._task_id = before
+
+
+def count_workers(recipe: Recipe, device: str) -> int:
+    """Processes to train in: as many as asked for; else one a core, or this one where a GPU or a script's own task is."""
+    if load_task(recipe.task).__module__ == "__main__":
+        return 1  # a class defined in a script or notebook is not known to another process
+    if recipe.workers:
+        return min(recipe.workers, recipe.cohort)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 1 if device != "cpu" else max(1, min(cores // recipe.threads, recipe.cohort))
+
+
+def simulate(
+    recipe: str | Path | Recipe,
+    *,
+    folder: str | Path | None = None,
+    resume: bool = False,
+    observer: Observer | None = None,
+    **overrides: Any,
+) -> Run:
+    """Run a federation on this machine.
+
+    Args:
+        recipe: a built-in name, a TOML file, a run's folder or a Recipe.
+        folder: where the run is written; a new one under ``runs/`` by default.
+        resume: continue the run in ``folder`` after its last finished round.
+        observer: told what happens; the live table by default.
+        overrides: any key of the recipe, by its path or by its name.
+
+    Raises:
+        FedparaError: what was asked for is not possible; the message says what to change.
+    """
+    if not isinstance(recipe, Recipe):
+        if resume and folder is None and Path(recipe).is_dir():
+            folder = recipe
+        recipe = read_recipe(find_recipe(recipe), overrides)
+    elif overrides:
+        raise ConfigError("a Recipe takes no overrides: use dataclasses.replace")
+    folder = Path(folder) if folder else new_folder(recipe)
+    code_hash()  # now, before anyone edits a file: replies carry the workers' own
+    with local_grid(recipe, folder / "clients") as grid:
+        return Federation(grid, recipe, folder, observer or LiveTable(), resume=resume).run()
+
+
+def new_folder(recipe: Recipe) -> Path:
+    """runs/<recipe>-<date>-<time>, with a number behind it where that exists."""
+    name = f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    candidates = (Path("runs") / (f"{name}-{n}" if n else name) for n in range(1000))
+    return next(path for path in candidates if not path.exists())

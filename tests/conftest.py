@@ -1,0 +1,56 @@
+"""Shared by all tests: no telemetry, no update check, one thread, and a way to find real data."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+os.environ.setdefault("FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION", "1")
+torch.set_num_threads(1)
+
+SMALL = {
+    "name": "small",
+    "rounds": 3,
+    "clients": 4,
+    "cohort": 2,
+    "gamma": 0.1,
+    "uplink": "int8",
+    "downlink": "fp16",
+    "workers": 1,
+    "training": {"epochs": 1, "batch_size": 32, "lr": 0.1},
+    "classification": {"dataset": "digits", "model": "2nn", "partition": "dirichlet", "augment": {"shift": 1}},
+}
+
+
+class Silent:
+    """An observer that remembers instead of printing."""
+
+    def __init__(self):
+        self.rows = []
+        self.summary = None
+
+    def started(self, recipe, task, facts, rows):
+        self.facts = facts
+
+    def finished_round(self, row):
+        self.rows.append(row)
+
+    def finished(self, summary, folder):
+        self.summary = summary
+
+
+@pytest.fixture
+def silent():
+    return Silent()
+
+
+@pytest.fixture
+def real_data():
+    """The root of real data sets in their official layouts, from $FEDPARA_DATA."""
+    root = os.environ.get("FEDPARA_DATA")
+    if not root or not (Path(root) / "MNIST").is_dir():
+        pytest.skip("FEDPARA_DATA does not name a folder that holds MNIST")
+    return Path(root)

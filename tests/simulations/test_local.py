@@ -1,0 +1,140 @@
+"""The in-process runtime, end to end on real digits."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import fedpara as fp
+from fedpara.config import read_recipe
+from fedpara.errors import ConfigError
+from fedpara.wire import pack_seed
+from tests.conftest import SMALL, Silent
+
+
+def run(folder, **changes):
+    return fp.simulate(read_recipe(SMALL, changes), folder=folder, observer=Silent())
+
+
+def bits(folder):
+    return {name: tensor.numpy().tobytes() for name, tensor in load_file(folder / "model.safetensors").items()}
+
+
+def test_a_federation_learns_and_writes_its_folder(tmp_path):
+    result = run(tmp_path / "run", rounds=6, cohort=4, epochs=4, lr=0.3)
+    assert result.rounds[-1]["accuracy"] > 0.85  # ten classes: chance is 0.10
+    assert result.rounds[-1]["accuracy"] > result.rounds[0]["accuracy"]
+    assert [row["round"] for row in result.rounds] == [1, 2, 3, 4, 5, 6]
+    assert {path.name for path in (tmp_path / "run").iterdir()} >= {
+        "recipe.toml",
+        "rounds.jsonl",
+        "ledger.jsonl",
+        "checkpoint",
+        "model.safetensors",
+        "summary.json",
+    }
+    images = torch.rand(2, 1, 8, 8)
+    model = result.model()
+    assert not any("parametrizations" in name for name in model.state_dict())
+    assert model(images).shape == (2, 10)
+
+
+def test_the_ledger_holds_what_the_rows_say_and_the_first_broadcast_is_a_seed(tmp_path):
+    result = run(tmp_path / "run")
+    ledger, rows = result.ledger, result.rounds
+    assert ledger.total() == rows[-1]["total"] == sum(row["up"] + row["down"] for row in rows)
+    assert ledger.total("up") == sum(row["up"] for row in rows)
+    assert ledger.total(unit="message") == sum(row["up_message"] + row["down_message"] for row in rows)
+    seed = len(pack_seed(0, {}))
+    assert rows[0]["down"] == seed * len(rows[0]["cohort"])
+    assert rows[1]["down"] > 100 * seed
+    assert ledger.by("purpose")["seed"] == rows[0]["down"]
+
+
+def test_the_dense_column_is_what_the_dense_twin_really_sends(tmp_path):
+    ours = run(tmp_path / "ours")
+    twin = run(tmp_path / "twin", parametrization="none", uplink="fp32", downlink="fp32")
+    assert ours.rounds[-1]["dense_total"] == twin.ledger.total()
+    assert twin.rounds[-1]["dense_total"] == twin.ledger.total()
+
+
+def test_the_number_of_workers_changes_no_bit(tmp_path):
+    one = run(tmp_path / "one", workers=1, cohort=4)
+    three = run(tmp_path / "three", workers=3, cohort=4)
+    assert bits(one.folder) == bits(three.folder)
+    assert [row["total"] for row in one.rounds] == [row["total"] for row in three.rounds]
+    assert bits(one.folder) != bits(run(tmp_path / "other", cohort=4, seed=1).folder)
+
+
+def test_a_run_cut_off_after_a_round_resumes_to_the_same_bits(tmp_path):
+    whole = run(tmp_path / "whole", rounds=4)
+    run(tmp_path / "cut", rounds=2)
+    recipe = read_recipe(SMALL, {"rounds": 4})
+    resumed = fp.simulate(recipe, folder=tmp_path / "cut", resume=True, observer=Silent())
+    assert bits(whole.folder) == bits(resumed.folder)
+    assert whole.ledger.to_rows() == resumed.ledger.to_rows()
+
+
+def test_a_killed_server_resumes_to_the_same_bits(tmp_path):
+    whole = run(tmp_path / "whole", rounds=5, workers=2)
+    code = (
+        "import sys, fedpara as fp\nfrom fedpara.config import read_recipe\nfrom tests.conftest import SMALL, Silent\n"
+        "if __name__ == '__main__':\n"
+        "    recipe = read_recipe(SMALL, {'rounds': 5, 'workers': 2})\n"
+        "    fp.simulate(recipe, folder=sys.argv[1], resume='--resume' in sys.argv, observer=Silent())\n"
+    )
+    script = tmp_path / "script.py"
+    script.write_text(code)
+    command = [sys.executable, str(script), str(tmp_path / "killed")]
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    log = tmp_path / "killed" / "rounds.jsonl"
+    process = subprocess.Popen(command, env=environment)
+    while not (log.is_file() and len(log.read_bytes().splitlines()) >= 2):
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = len(log.read_bytes().splitlines())
+    subprocess.run([*command, "--resume"], env=environment, check=True)
+    assert done >= 2
+    assert bits(whole.folder) == bits(tmp_path / "killed")
+    assert whole.ledger.to_rows() == fp.Run(tmp_path / "killed").ledger.to_rows()
+
+
+def test_what_a_pfedpara_client_keeps_stays_on_its_disk(tmp_path):
+    result = run(tmp_path / "run", parametrization="pfedpara", gamma=0.5)
+    kept = list((tmp_path / "run" / "clients").glob("*/*.safetensors"))
+    assert kept
+    names = set(load_file(kept[0]))
+    assert names
+    assert all(name.endswith(("original2", "original3", "original5")) for name in names)
+    everything = run(tmp_path / "all", gamma=0.5)
+    assert result.rounds[1]["down"] < 0.75 * everything.rounds[1]["down"]
+
+
+def test_pfedpara_resumes_to_the_same_bits_too(tmp_path):
+    changes = {"parametrization": "pfedpara", "cohort": 4}
+    whole = run(tmp_path / "whole", rounds=4, **changes)
+    run(tmp_path / "cut", rounds=2, **changes)
+    recipe = read_recipe(SMALL, {"rounds": 4, **changes})
+    resumed = fp.simulate(recipe, folder=tmp_path / "cut", resume=True, observer=Silent())
+    assert whole.rounds[-1]["client_accuracy"] == resumed.rounds[-1]["client_accuracy"]
+    assert bits(whole.folder) == bits(resumed.folder)
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(tmp_path):
+    run(tmp_path / "run", rounds=1)
+    with pytest.raises(ConfigError, match="--resume"):
+        run(tmp_path / "run", rounds=1)
+
+
+def test_a_recipe_object_takes_no_overrides(tmp_path):
+    with pytest.raises(ConfigError, match=r"dataclasses\.replace"):
+        fp.simulate(read_recipe(SMALL), folder=tmp_path / "run", rounds=1)
+    assert dataclasses.replace(read_recipe(SMALL), rounds=1).rounds == 1
