@@ -1,0 +1,83 @@
+"""One app in three runtimes: the same recipe and seed give the same accuracy and the same payload bytes."""
+
+import pytest
+
+import fedpara as fp
+from fedpara.app import find_recipe
+from fedpara.config import read_recipe
+from tests.conftest import Silent
+from tests.flower import Flower, free_port, write_node_key, write_tls
+
+OVERRIDES = {"rounds": 3, "clients": 2, "cohort": 2, "epochs": 1}
+
+
+@pytest.fixture
+def flower(tmp_path):
+    programs = Flower(tmp_path)
+    yield programs
+    programs.close()
+
+
+@pytest.fixture(scope="module")
+def in_process(tmp_path_factory):
+    """The recipe in this process: what the other runtimes must reproduce."""
+    recipe = read_recipe(find_recipe("digits"), OVERRIDES)
+    return fp.simulate(recipe, folder=tmp_path_factory.mktemp("local") / "run", observer=Silent())
+
+
+def run_config(folder, **more):
+    overrides = ", ".join(f"{key} = {value}" for key, value in OVERRIDES.items())
+    config = {"recipe": "digits", "overrides": overrides, "folder": str(folder), **more}
+    return " ".join(f"{key}='{value}'" for key, value in config.items())
+
+
+def check_same(run, in_process):
+    for row, expected in zip(run.rounds, in_process.rounds, strict=True):
+        assert row["accuracy"] == pytest.approx(expected["accuracy"], abs=1e-3)
+        assert (row["up"], row["down"], row["cohort"]) == (expected["up"], expected["down"], expected["cohort"])
+        assert row["dropped"] == []
+    assert run.ledger.total() == in_process.ledger.total()
+
+
+@pytest.mark.slow
+def test_flwr_run_on_ray_gives_the_same(flower, in_process, tmp_path):
+    port = free_port()
+    database = str(tmp_path / "state.db")
+    flower.start(
+        "superlink",
+        *("flower-superlink", "--insecure", "--simulation", "--isolation", "subprocess"),
+        *("--host", "127.0.0.1", "--port", str(port), "--database", database),
+    )
+    (flower.home / "config.toml").write_text(f'[superlink.test]\naddress = "127.0.0.1:{port}"\ninsecure = true\n')
+    flower.wait_for_port(port, "superlink")
+    nodes = "num-supernodes=2 client-resources-num-cpus=1"
+    options = ("--federation-config", nodes, "--run-config", run_config(tmp_path / "run"))
+    flower.run_to_the_end("test", *options)
+    check_same(fp.Run(tmp_path / "run"), in_process)
+
+
+@pytest.mark.slow
+def test_superlink_and_two_supernodes_over_tls_give_the_same(flower, in_process, tmp_path):
+    write_tls(tmp_path)
+    port, database, ca = free_port(), str(tmp_path / "state.db"), str(tmp_path / "ca.crt")
+    flower.start(
+        "superlink",
+        *("flower-superlink", "--ssl-ca-certfile", ca, "--ssl-certfile", str(tmp_path / "server.pem")),
+        *("--ssl-keyfile", str(tmp_path / "server.key"), "--enable-supernode-auth", "--database", database),
+        *("--host", "127.0.0.1", "--port", str(port), "--disable-runtime-dependency-installation"),
+    )
+    address = f'address = "127.0.0.1:{port}"\nroot-certificates = "{ca}"\n'
+    (flower.home / "config.toml").write_text(f"[superlink.test]\n{address}")
+    flower.wait_for_port(port, "superlink")
+    for place in range(2):
+        key = tmp_path / f"node{place}"
+        write_node_key(key)
+        flower.flwr("supernode", "register", str(key.with_suffix(".pub")), "test")
+        flower.start(
+            f"node{place}",
+            *("flower-supernode", "--root-certificates", ca, "--superlink", f"127.0.0.1:{port}"),
+            *("--auth-supernode-private-key", str(key), "--port", str(free_port())),
+            *("--node-config", f"partition-id={place} num-partitions=2"),
+        )
+    flower.run_to_the_end("test", "--run-config", run_config(tmp_path / "run"))
+    check_same(fp.Run(tmp_path / "run"), in_process)
