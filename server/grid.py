@@ -280,11 +280,11 @@ def _metrics(reply: Message) -> tuple[int, dict[str, float]]:
     record = reply.content.metric_records.get(METRICS)
     if record is None:
         return 0, {}
-    values = {name: value for name, value in record.items() if isinstance(value, int | float)}
+    values = dict(record)
     examples = values.pop(EXAMPLES, 0)
-    if len(values) + (EXAMPLES in record) != len(record) or not isinstance(examples, int) or examples < 0:
+    if not isinstance(examples, int) or examples < 0 or not all(isinstance(v, int | float) for v in values.values()):
         raise UpdateError(f"metrics that are not single numbers, or {EXAMPLES} = {examples!r}")
-    return examples, {name: float(value) for name, value in values.items()}
+    return examples, {name: float(value) for name, value in values.items()}  # type: ignore[arg-type]
 
 
 def _one_line(reason: str | None) -> str:

@@ -1,0 +1,172 @@
+"""Replies that must not touch the model: each is counted, named and dropped, and the round goes on with the rest."""
+
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from safetensors.torch import load_file
+
+from fedpara.codec import codec
+from fedpara.config import read_recipe
+from fedpara.task import build_model, build_task
+from fedpara.wire import ARRAYS, METRICS, PACKED, SETTINGS
+from server.federation import Federation
+from simulations.local import LocalGrid, local_grid
+from tests.conftest import SMALL, Silent
+
+RECIPE = read_recipe(SMALL, {"rounds": 2, "cohort": 4, "deadline": 2.0, "uplink": "fp32"})
+
+
+class Tampering(LocalGrid):
+    """Delivers like LocalGrid, but changes what chosen clients reply."""
+
+    def __init__(self, inner, change, victims):
+        self.__dict__.update(inner.__dict__)
+        self._change = change
+        self._victims = victims
+
+    def pull_messages(self, message_ids):
+        replies = []
+        for reply in super().pull_messages(message_ids):
+            name = next(n for n, node in self.clients.items() if node == reply.metadata.src_node_id)
+            changed = self._change(reply) if name in self._victims(list(self.clients)) else reply
+            replies += changed if isinstance(changed, list) else [changed]
+        return replies
+
+
+def packed(reply, blob, stype=PACKED):
+    reply.content[ARRAYS] = ArrayRecord({"model": Array("uint8", (len(blob),), stype, blob)})
+    return reply
+
+
+def blob_of(reply):
+    return next(iter(reply.content.array_records[ARRAYS].values())).data
+
+
+def with_state(reply, change):
+    """The reply with its decoded model changed and encoded again: well-formed, but not to be trusted."""
+    like = build_model(RECIPE, build_task(RECIPE)).state_dict()
+    state = codec("fp32").decode(blob_of(reply), like)
+    return packed(reply, codec("fp32").encode(change(state)))
+
+
+def one_nan(state):
+    next(iter(state.values())).view(-1)[0] = float("nan")
+    return state
+
+
+def one_infinite(state):
+    next(iter(state.values())).view(-1)[-1] = float("inf")
+    return state
+
+
+def larger(state):
+    name = next(iter(state))
+    return state | {name: torch.zeros(3, *state[name].shape)}
+
+
+def without_metrics(reply):
+    del reply.content[METRICS]
+    return reply
+
+
+def examples(count):
+    def change(reply):
+        reply.content[METRICS] = MetricRecord({"num-examples": count})
+        return reply
+
+    return change
+
+
+def other_code(reply):
+    reply.content[SETTINGS] = ConfigRecord({"code": "00000000"})
+    return reply
+
+
+def failed(reply):
+    reason = "Traceback (most recent call last):\n  File 'x', line 1\nOutOfMemoryError: 3 GiB asked"
+    return Message(Error(2, reason), metadata=reply.metadata)
+
+
+FAULTS = {
+    "truncated": (lambda r: packed(r, blob_of(r)[:-7]), "byte"),
+    "garbage": (lambda r: packed(r, b"\x00" * 500), ""),
+    "empty": (lambda r: packed(r, b""), ""),
+    "a flipped bit": (lambda r: packed(r, blob_of(r)[:100] + bytes([blob_of(r)[100] ^ 4]) + blob_of(r)[101:]), ""),
+    "not a number": (lambda r: with_state(r, one_nan), "finite"),
+    "infinite": (lambda r: with_state(r, one_infinite), "finite"),
+    "another shape": (lambda r: with_state(r, larger), ""),
+    "unpacked": (lambda r: packed(r, blob_of(r), "numpy.ndarray"), "no packed model"),
+    "two arrays": (lambda r: _two_arrays(r), "no packed model"),
+    "no content": (lambda r: _emptied(r), ""),
+    "no metrics": (without_metrics, "weight"),
+    "no examples": (examples(0), "weight"),
+    "negative examples": (examples(-5), "num-examples"),
+    "examples are a fraction": (examples(2.5), "num-examples"),
+    "a list of examples": (examples([1, 2]), "not single numbers"),
+    "another version": (other_code, "other code"),
+    "an error": (failed, "OutOfMemoryError: 3 GiB asked"),
+    "silence": (lambda r: [], "no answer within 2 s"),
+}
+
+
+def _two_arrays(reply):
+    array = next(iter(reply.content.array_records[ARRAYS].values()))
+    reply.content[ARRAYS] = ArrayRecord({"a": array, "b": array})
+    return reply
+
+
+def _emptied(reply):
+    reply.content = RecordDict()
+    return reply
+
+
+def federate(folder, change, victims):
+    with local_grid(RECIPE, folder / "clients") as grid:
+        return Federation(Tampering(grid, change, victims), RECIPE, folder, Silent()).run()
+
+
+@pytest.mark.parametrize("fault", sorted(FAULTS))
+def test_a_bad_reply_is_named_and_dropped_and_the_round_goes_on(fault, tmp_path):
+    change, words = FAULTS[fault]
+    run = federate(tmp_path / "run", change, lambda clients: clients[1:2])
+    for row in run.rounds:
+        assert [entry["client"] for entry in row["dropped"]] == ["client-0001"]
+        assert words in row["dropped"][0]["reason"]
+        assert "\n" not in row["dropped"][0]["reason"]
+        assert row["replies"] == 3
+    state = load_file(run.folder / "model.safetensors")
+    assert all(tensor.isfinite().all() for tensor in state.values())
+    # What the others sent is all there is in the model: the same run without the bad client, bit for bit.
+    other = federate(tmp_path / "other", failed, lambda clients: clients[1:2])
+    assert all(
+        torch.equal(tensor, state[name]) for name, tensor in load_file(other.folder / "model.safetensors").items()
+    )
+
+
+def test_a_round_with_no_good_reply_keeps_the_model_and_says_so(tmp_path):
+    run = federate(tmp_path / "run", lambda r: with_state(r, one_nan), lambda clients: clients)
+    assert [row["replies"] for row in run.rounds] == [0, 0]
+    assert run.rounds[0]["loss"] == run.rounds[1]["loss"]
+    # The model is still the seed's, so it costs 16 bytes to send again.
+    assert run.rounds[1]["down"] == 16 * 4
+    first = build_model(RECIPE, build_task(RECIPE), parametrization="none").state_dict().keys()
+    assert set(load_file(run.folder / "model.safetensors")) == set(first)
+
+
+def test_what_was_dropped_still_cost_bytes(tmp_path):
+    run = federate(tmp_path / "run", lambda r: packed(r, b"x" * 1000), lambda clients: clients[:1])
+    ledger = run.ledger.by("round", "client", "direction")
+    assert ledger[1, "client-0000", "up"] == 1000
+    assert ledger[1, "client-0001", "up"] > 1000
+
+
+def test_a_reply_given_twice_counts_once(tmp_path):
+    run = federate(tmp_path / "run", lambda r: [r, r], lambda clients: clients[:1])
+    whole = federate(tmp_path / "whole", lambda r: r, lambda clients: [])
+    assert run.rounds[0]["replies"] == 4
+    assert run.rounds[0]["dropped"] == [
+        {"client": "client-0000", "reason": "a reply to no question of this run, or a second one"}
+    ]
+    state = load_file(run.folder / "model.safetensors")
+    expected = load_file(whole.folder / "model.safetensors")
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in state.items())
