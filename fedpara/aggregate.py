@@ -104,10 +104,10 @@ def _check_tensor(name: str, given: object, expected: Tensor) -> None:
     if given.layout != torch.strided or given.shape != expected.shape or _kind(given) != _kind(expected):
         raise UpdateError(f"'{name}' is {_described(given)}, expected {_described(expected)}: is it another model's?")
     if given.is_floating_point() and given.numel():
-        low, high = torch.aminmax(given)  # one fast pass: both are NaN where any value is
+        low, high = torch.aminmax(given.detach())  # one fast pass: both are NaN where any value is
         limit = torch.finfo(_accumulator(expected)).max / 4
         if not (float(low) >= -limit and float(high) <= limit):
-            bad = int((~(given.abs() <= limit)).sum())
+            bad = int((~(given.double().abs() <= limit)).sum())
             raise UpdateError(
                 f"'{name}' has {bad} of {given.numel()} values that are NaN, infinite or beyond {limit:.1e}: "
                 "the client's training diverged; a smaller learning rate or gradient clipping helps"
@@ -149,7 +149,7 @@ def _kind(tensor: Tensor) -> str:
 
 def _described(tensor: Tensor) -> str:
     layout = "" if tensor.layout == torch.strided else f"{tensor.layout} "
-    return f"a {layout}{_kind(tensor)} tensor of shape {tuple(tensor.shape)}"
+    return f"{layout}{_kind(tensor)} of shape {tuple(tensor.shape)}"
 
 
 def _names(names: set[str]) -> str:

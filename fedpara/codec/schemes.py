@@ -1,0 +1,189 @@
+"""How one floating tensor becomes bytes and a tensor again: the part that differs from codec to codec."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Generator, Tensor
+
+from ..errors import CodecError
+from .container import from_bytes
+
+
+class Scheme(Protocol):
+    """What a new codec has to bring: `pack`, its inverse `unpack`, and three facts about them."""
+
+    @property
+    def width(self) -> int:
+        """Bytes an element takes. A tensor whose own elements take no more travels as it is, unseen by the scheme."""
+        ...
+
+    @property
+    def differences(self) -> bool:
+        """Whether to code the difference to a reference, where one is given, in place of the values."""
+        ...
+
+    def size(self, shape: Sequence[int]) -> int:
+        """Bytes that `pack` makes of a tensor of this shape."""
+        ...
+
+    def pack(self, x: Tensor, generator: Generator) -> list[Tensor]:
+        """A float32 tensor on the CPU → tensors whose memory, one after the other, is what travels.
+
+        Raises:
+            ValueError: values that the scheme cannot hold; the message says which and what to do.
+        """
+        ...
+
+    def unpack(self, body: memoryview, shape: Sequence[int]) -> Tensor:
+        """Exactly ``size(shape)`` bytes → a float32 tensor with memory of its own.
+
+        Raises:
+            CodecError: bytes that `pack` does not make.
+        """
+        ...
+
+
+def bounds(x: Tensor) -> tuple[float, float]:
+    """Smallest and largest value, (0, 0) of an empty tensor. Both are NaN where any value is: one pass finds all."""
+    if x.numel() == 0:
+        return 0.0, 0.0
+    low, high = torch.aminmax(x)
+    return float(low), float(high)
+
+
+def narrow(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Cast, keeping NaN and infinity, and refusing to make a finite value infinite.
+
+    Raises:
+        ValueError: a finite value beyond the range of ``dtype``.
+    """
+    if x.dtype == dtype:
+        return x
+    y = x.to(dtype)
+    if all(map(math.isfinite, bounds(y))):
+        return y
+    lost = torch.isfinite(x) & ~torch.isfinite(y)
+    if lost.any():
+        name = str(dtype).removeprefix("torch.")
+        raise ValueError(
+            f"{float(x[lost].abs().max()):g} is beyond {name}, which ends at {torch.finfo(dtype).max:g}: "
+            "use a codec of a wider range (bf16, int8 or fp32), or keep the values smaller"
+        )
+    return y
+
+
+@dataclass(frozen=True)
+class Cast:
+    """Fewer bits a number, rounded to nearest even. NaN, infinity and −0 arrive as such; overflow is refused."""
+
+    dtype: torch.dtype
+    differences: bool = True
+
+    @property
+    def width(self) -> int:
+        return self.dtype.itemsize
+
+    def size(self, shape: Sequence[int]) -> int:
+        return self.width * math.prod(shape)
+
+    def pack(self, x: Tensor, generator: Generator) -> list[Tensor]:
+        return [narrow(x, self.dtype)]
+
+    def unpack(self, body: memoryview, shape: Sequence[int]) -> Tensor:
+        return from_bytes(body, self.dtype, shape).float()
+
+
+@dataclass(frozen=True)
+class Int8:
+    """x → floor(x/s + u), u uniform in (0, 1), s = max|x| / 127: symmetric 8-bit with stochastic rounding.
+
+    The expectation of what arrives is x, within 2⁻¹⁴ s for any x: u has 16 random bits, centred (2⁻¹⁷ s), and the
+    float32 arithmetic of both ends adds the rest. Zero arrives as zero. The error of one value is below s. s is a
+    float32 for the tensor, or for each slice of its first dimension with ``per_channel`` (tensors of one dimension keep
+    a single s). Where s would be subnormal (max|x| < 1.5e-36) zeros are sent.
+
+    Equal generators give equal bytes on every platform: every step is a correctly rounded float32 operation.
+    """
+
+    per_channel: bool = False
+    differences: bool = True
+    width: int = 1
+
+    def size(self, shape: Sequence[int]) -> int:
+        numbers = math.prod(shape)
+        return numbers + 4 * self._channels(shape) if numbers else 0
+
+    def pack(self, x: Tensor, generator: Generator) -> list[Tensor]:
+        if x.numel() == 0:
+            return []
+        rows = x.reshape(self._channels(x.shape), -1)
+        scales = _scales(rows)
+        return [scales, _round(rows, scales, generator)]
+
+    def unpack(self, body: memoryview, shape: Sequence[int]) -> Tensor:
+        if math.prod(shape) == 0:
+            return torch.zeros(torch.Size(shape))
+        channels = self._channels(shape)
+        scales = from_bytes(body[: 4 * channels], torch.float32, (channels, 1))
+        low, high = bounds(scales)
+        if not (low >= 0 and math.isfinite(high)):
+            raise CodecError("an int8 scale is negative or not finite")
+        symbols = from_bytes(body[4 * channels :], torch.int8, (channels, math.prod(shape) // channels))
+        if bounds(symbols)[0] < -127:
+            raise CodecError("an int8 symbol is −128, which is never sent")
+        return symbols.float().mul_(scales).view(torch.Size(shape))
+
+    def _channels(self, shape: Sequence[int]) -> int:
+        return shape[0] if self.per_channel and len(shape) > 1 else 1
+
+
+# Larger scales would turn symbol 127 into infinity, smaller ones have no reciprocal in float32.
+_LARGEST_SCALE = torch.finfo(torch.float32).max / 127 * (1 - 2**-23)
+_SMALLEST_SCALE = torch.finfo(torch.float32).tiny
+
+_BLOCK = 1 << 16  # elements rounded at a time: what is computed on stays in the second-level cache
+
+
+def _scales(rows: Tensor) -> Tensor:
+    """max|x| / 127 of each row, shape (rows, 1)."""
+    if not all(map(math.isfinite, bounds(rows))):
+        raise ValueError(
+            "it holds NaN or infinity, which int8 has no symbol for: training diverged, or use fp32 to see it"
+        )
+    largest = torch.maximum(rows.amax(1, keepdim=True), -rows.amin(1, keepdim=True))
+    scales = largest.div_(127).clamp_(max=_LARGEST_SCALE)
+    return scales.masked_fill_(scales < _SMALLEST_SCALE, 0)
+
+
+def _round(rows: Tensor, scales: Tensor, generator: Generator) -> Tensor:
+    """floor(x/s + u) as int8, block by block."""
+    inverse = torch.where(scales > 0, scales.reciprocal(), 0)
+    symbols = torch.empty(rows.shape, dtype=torch.int8)
+    scratch = torch.empty(2, min(_BLOCK, rows.numel()))
+    for block in _blocks(rows.shape[0], rows.shape[1]):
+        x = rows[block]
+        value, noise = (buffer[: x.numel()].view(x.shape) for buffer in scratch)
+        noise.copy_(_random_int16(x.numel(), generator).view(x.shape))
+        torch.mul(x, inverse[block[0]], out=value)
+        # u = noise / 2¹⁶ + 1/2 + 1/2¹⁷; the product is exact, so a fused multiply-add gives the same bits
+        value.add_(noise, alpha=2**-16).add_(0.5 + 2**-17).floor_().clamp_(-127, 127)
+        symbols[block] = value
+    return symbols
+
+
+def _blocks(rows: int, columns: int) -> Iterator[tuple[slice, slice]]:
+    height = max(1, _BLOCK // columns)
+    for row in range(0, rows, height):
+        for column in range(0, columns, _BLOCK):
+            yield slice(row, row + height), slice(column, column + _BLOCK)
+
+
+def _random_int16(count: int, generator: Generator) -> Tensor:
+    """Uniform in [−2¹⁵, 2¹⁵), four from each 64 bits that the generator makes: a fifth of the cost of floats."""
+    words = torch.empty((count + 3) // 4, dtype=torch.int64)
+    return words.random_(-(2**63), None, generator=generator).view(torch.int16)[:count]
