@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,9 @@ def simulate(recipe: str, folder: Path | None, resume: bool, **keys: Any) -> Non
     from . import report
     from .app import load
 
-    overrides = {key: value for key, value in keys.items() if value is not None} | _extra(click.get_current_context().args)
+    overrides = {key: value for key, value in keys.items() if value is not None} | _extra(
+        click.get_current_context().args
+    )
     run = load("simulations.local").simulate(recipe, folder=folder, resume=resume, **overrides)
     page = report.write(run)
     click.echo(f"report: {page}")
@@ -120,7 +123,9 @@ def size(recipe: str, spec: str | None, classes: int, **keys: Any) -> None:
     """
     from .cost import size as size_of
 
-    overrides = {key: value for key, value in keys.items() if value is not None} | _extra(click.get_current_context().args)
+    overrides = {key: value for key, value in keys.items() if value is not None} | _extra(
+        click.get_current_context().args
+    )
     model, uplink = _model(recipe, classes, overrides)
     click.echo(str(size_of(model, codec=spec or uplink)))
 
@@ -154,11 +159,11 @@ def _imported(source: str) -> Any:
     sys.path.insert(0, "")
     try:
         made = getattr(import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise click.UsageError(f"cannot import {source}: {error}") from None
-    model = made if isinstance(made, nn.Module) else made()
+        model = made() if callable(made) and not isinstance(made, nn.Module) else made
+    except (ImportError, AttributeError, TypeError) as error:
+        raise click.UsageError(f"cannot get a model from {source}: {error}") from None
     if not isinstance(model, nn.Module):
-        raise click.UsageError(f"{source} returned {type(model).__name__}, expected a torch.nn.Module")
+        raise click.UsageError(f"{source} gives a {type(model).__name__}, expected a torch.nn.Module")
     return model
 
 
@@ -198,10 +203,12 @@ def export(run: Path, output: Path) -> None:
 
 def main() -> None:
     """Entry point. A mistake of the user's is one line and exit code 2; Ctrl-C is exit code 130."""
+    logging.basicConfig(format="%(message)s", level=logging.ERROR)  # the live table shows what is dropped
     try:
         cli.main(standalone_mode=False)
     except click.ClickException as error:
-        error.show()
+        where = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "fedpara"
+        click.echo(f"fedpara: {' '.join(error.format_message().split())} (see {where} --help)", err=True)
         sys.exit(2)
     except (click.Abort, KeyboardInterrupt):
         click.echo("stopped; --resume continues after the last finished round", err=True)

@@ -47,16 +47,14 @@ def comparison(runs: Sequence[Run]) -> Table:
     """Runs beside each other, as a table for the terminal."""
     from rich.table import Table
 
-    table = Table()
-    for index, name in enumerate(
-        ("run", "measure", "value", "rounds", "up", "down", "total", "vs dense fp32", "seconds")
-    ):
-        table.add_column(name, justify="left" if index < 2 else "right")
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for index, name in enumerate(("run", "measure", "value", "rounds", "up", "down", "total", "vs dense", "s")):
+        table.add_column(name, justify="left" if index < 2 else "right", no_wrap=index > 0, overflow="fold")
     for run in runs:
         row = run.rounds[-1] if run.rounds else {}
         measure = str(run.summary.get("measure", "accuracy"))
         cells = [str(len(run.rounds)), *(bytes_text(run.ledger.total(way)) for way in ("up", "down", None))]
-        cells += [times(row.get("total", 0), row.get("dense_total", 0)), f"{sum(r['seconds'] for r in run.rounds):.1f}"]
+        cells += [times(row.get("total", 0), row.get("dense_total", 0)), f"{sum(r['seconds'] for r in run.rounds):.0f}"]
         table.add_row(run.folder.name, measure, figure(run.summary.get("value"), measure), *cells)
     return table
 

@@ -87,10 +87,17 @@ class RunWriter:
     def __init__(self, folder: Path, recipe: Recipe, *, resume: bool) -> None:
         self.folder = folder
         existing = (folder / "recipe.toml").is_file()
+        if resume and not existing:
+            raise ConfigError(f"no run to resume in {folder}: leave --resume out to start one there")
         if existing and not resume:
             raise ConfigError(f"{folder} holds a run already: add --resume to continue it, or name another folder")
-        folder.mkdir(parents=True, exist_ok=True)
-        checkpoint.replace_file(folder / "recipe.toml", tomli_w.dumps(to_table(recipe)).encode())
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            checkpoint.replace_file(folder / "recipe.toml", tomli_w.dumps(to_table(recipe)).encode())
+        except OSError as error:
+            raise ConfigError(
+                f"cannot write a run into {folder}: {error.strerror}; name another with --folder"
+            ) from None
         (folder / "summary.json").unlink(missing_ok=True)
         self.start = checkpoint.load(folder / "checkpoint") if resume else None
         done = self.start.round if self.start else 0
@@ -98,8 +105,6 @@ class RunWriter:
         checkpoint.replace_file(folder / "rounds.jsonl", _lines(self.rows))
         ledger_file = folder / "ledger.jsonl"
         self.ledger = Ledger.load(ledger_file, until_round=done) if existing and ledger_file.is_file() else Ledger()
-        ledger_file.unlink(missing_ok=True)
-        self.ledger.append_to(ledger_file)
 
     def finish_round(self, row: Row, state: checkpoint.Checkpoint) -> None:
         """Append the round's rows, then replace the checkpoint: what is not in it will be done again."""

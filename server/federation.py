@@ -68,8 +68,9 @@ class Federation:
         dense = build_model(recipe, self.task, parametrization="none").state_dict()
         self.dense_payload = codec("fp32").size(dense)
         self.observer = observer
-        self.writer = RunWriter(folder, recipe, resume=resume)
-        self.grid = CodedGrid(grid, recipe, self.initial, self.writer.ledger)
+        self.grid = CodedGrid(grid, recipe, self.initial)
+        self.writer = RunWriter(folder, recipe, resume=resume)  # after all that can be wrong with the recipe
+        self.grid.ledger = self.writer.ledger
         self.model = dict(self.initial)
         if self.writer.start:
             self.model = dict(self.writer.start.model)

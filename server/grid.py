@@ -65,11 +65,11 @@ class CodedGrid(Grid):
         ledger: receives every message sent and received, dropped ones too.
     """
 
-    def __init__(self, inner: Grid, recipe: Recipe, initial: State, ledger: Ledger) -> None:
+    def __init__(self, inner: Grid, recipe: Recipe, initial: State, ledger: Ledger | None = None) -> None:
         self.inner = inner
         self.recipe = recipe
         self.initial = initial
-        self.ledger = ledger
+        self.ledger = Ledger() if ledger is None else ledger
         self.names: dict[int, str] = {}  # node id -> client, once the roll was called
         self._settings = client_settings(recipe)
         self._downlink, self._uplink = codec(recipe.downlink), codec(recipe.uplink)
