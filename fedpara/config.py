@@ -87,7 +87,7 @@ class Recipe:
 
 # What a client does not need to know, or must find out on its own machine.
 SERVER_ONLY = frozenset(
-    "name description rounds cohort strategy evaluate_every deadline data_dir device workers downlink".split()
+    ["name", "description", "rounds", "cohort", "strategy", "evaluate_every", "deadline", "data_dir", "device", "workers", "downlink"]
 )
 
 

@@ -552,7 +552,6 @@ def _adapt_class(module: nn.Module) -> None:
         own_class._update_flat_weights = _ignore
         own_class.flatten_parameters = _ignore
         module.__dict__.pop("_flat_weights", None)
-        module.__dict__["_flat_weight_refs"] = []
 
 
 def _held(name: str, composed: property) -> property:
@@ -592,7 +591,7 @@ def _reduce(module: nn.Module, protocol: Any) -> tuple[Any, ...]:
 def _rebuild(base: type[nn.Module], state: dict[str, Any], lists: dict[str, nn.Module]) -> nn.Module:
     module = base.__new__(base)
     module.__dict__.update(state)
-    module._parameters = dict(module._parameters)
+    module._parameters = dict(module._parameters)  # copy.copy passes the original's own
     for name, factors in lists.items():
         # Any tensor will do to give the module its parametrized class; the pickled factors then take its place.
         module.register_parameter(name, nn.Parameter(torch.empty(0)))

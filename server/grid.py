@@ -15,7 +15,7 @@ from torch import Tensor
 from fedpara.app import code_hash
 from fedpara.codec import codec
 from fedpara.config import Recipe, client_settings
-from fedpara.errors import CodecError, FedparaError, UpdateError
+from fedpara.errors import FedparaError, UpdateError
 from fedpara.ledger import Ledger
 from fedpara.seeds import generator_for
 from fedpara.wire import ARRAYS, CONFIG, EXAMPLES, METRICS, PACKED, ROUND, SEED, SETTINGS, pack_seed

@@ -82,7 +82,7 @@ def test_a_real_process_shows_no_traceback(tmp_path):
 
 def test_simulate_report_compare_and_export_work_together(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
-    options = "--rounds 2 --clients 4 --cohort 2 --epochs 1 --workers 1 --model 2nn".split()
+    options = ["--rounds", "2", "--clients", "4", "--cohort", "2", "--epochs", "1", "--workers", "1", "--model", "2nn"]
     code, out, _ = call(["simulate", "digits", "--folder", "run", *options], monkeypatch, capsys)
     assert code == 0
     for word in ("accuracy", "vs dense", "dense twin, fp32", "run: run", "report: run/report.html"):
@@ -102,7 +102,7 @@ def test_simulate_report_compare_and_export_work_together(monkeypatch, capsys, t
 
 def test_a_run_is_resumed_from_the_command_line(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
-    options = "--clients 4 --cohort 2 --epochs 1 --workers 1 --model 2nn".split()
+    options = ["--clients", "4", "--cohort", "2", "--epochs", "1", "--workers", "1", "--model", "2nn"]
     call(["simulate", "digits", "--folder", "run", "--rounds", "1", *options], monkeypatch, capsys)
     code, _, err = call(["simulate", "run", "--rounds", "2"], monkeypatch, capsys)
     assert code == 0, "a run's folder is a recipe too"

@@ -50,7 +50,10 @@ class Options:
     dataset: str = setting("digits", "digits, mnist, fashion-mnist, mnist-writers, cifar10, cifar100 or folder")
     image_size: int = setting(0, "side that images of a folder are resized to; 0: as they are", low=0)
     model: str = setting("cnn", "2nn, cnn, vgg16 or resnet18")
-    norm: str = setting("", "normalisation of resnet18; empty: its default", choices=("", "group", "batch"))
+    norm: str = setting(
+        "", "normalisation of cnn or resnet18; empty: its default", choices=("", "none", "group", "batch")
+    )
+    hidden: int = setting(0, "hidden units of cnn; 0: its default", low=0)
     partition: str = setting("iid", "who gets what", choices=("iid", "dirichlet", "labels", "shards", "owner"))
     alpha: float = setting(0.5, "concentration of the Dirichlet partition: small is uneven", above=0)
     labels: int = setting(2, "labels a client of the labels partition, shards of the shards partition", low=1)
@@ -79,13 +82,13 @@ class Classification(Task):
 
     def model(self) -> nn.Module:
         _, channels, height, width = self.images.train.images.shape
-        norm = {"norm": self.options.norm} if self.options.norm else {}
+        chosen = {"norm": self.options.norm, "hidden": self.options.hidden}
         return build_model(
             self.options.model,
             num_classes=len(self.images.classes),
             in_channels=channels,
             image_size=(height, width),
-            **norm,
+            **{name: value for name, value in chosen.items() if value},
         )
 
     @lru_cache(maxsize=2)  # noqa: B019  a task lives as long as its process
