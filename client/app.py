@@ -82,7 +82,7 @@ def _set_model(runtime: Runtime, message: Message, local: dict[str, Tensor] | No
 
 
 def _judge(runtime: Runtime, held_out: Examples | None) -> dict[str, float]:
-    """Metrics of the model as received, on data it is never trained on: an evaluation without a broadcast of its own."""
+    """Metrics of the model as received, on data it is never trained on: evaluation without a second broadcast."""
     if held_out is None:
         return {}
     result = runtime.task.judge(runtime.model, held_out, runtime.device)

@@ -1,4 +1,4 @@
-"""Recipes: a TOML file read into frozen dataclasses, with errors that name the key, what it was given and what it takes."""
+"""Recipes: a TOML file read into frozen dataclasses; an error names the key, what it was given and what it takes."""
 
 from __future__ import annotations
 
@@ -87,12 +87,26 @@ class Recipe:
 
 # What a client does not need to know, or must find out on its own machine.
 SERVER_ONLY = frozenset(
-    ["name", "description", "rounds", "cohort", "strategy", "evaluate_every", "deadline", "data_dir", "device", "workers", "downlink"]
+    [
+        "name",
+        "description",
+        "rounds",
+        "cohort",
+        "strategy",
+        "evaluate_every",
+        "deadline",
+        "data_dir",
+        "device",
+        "workers",
+        "downlink",
+    ]
 )
 
 
 def read_recipe(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> Recipe:
-    """A recipe from a TOML file (or its table), with overrides by key (``rounds``), path (``training.lr``) or leaf (``lr``).
+    """A recipe from a TOML file or its table.
+
+    Overrides go by key (``rounds``), by path (``training.lr``) or by a name that one section has (``lr``).
 
     Raises:
         ConfigError: the file is missing or not TOML, a key is unknown, a value is not allowed.

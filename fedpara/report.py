@@ -37,7 +37,8 @@ def write(run: Run) -> Path:
     sections = [_headline(run), _curves(run), _ledger(run), _holdings(run), _sizes(run), _dropped(run), _recipe(run)]
     title = html.escape(run.recipe.name)
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>'
-    page = f"<!doctype html><html lang='en'><head>{head}<style>{_STYLE}</style></head><body>{''.join(sections)}</body></html>"
+    body = "".join(sections)
+    page = f"<!doctype html><html lang='en'><head>{head}<style>{_STYLE}</style></head><body>{body}</body></html>"
     file = run.folder / "report.html"
     replace_file(file, page.encode())
     return file
@@ -62,7 +63,8 @@ def comparison(runs: Sequence[Run]) -> Table:
 def _headline(run: Run) -> str:
     summary = run.summary
     if not summary:
-        return f"<h1>{html.escape(run.recipe.name)}</h1><p>Unfinished: {len(run.rounds)} of {run.recipe.rounds} rounds.</p>"
+        progress = f"Unfinished: {len(run.rounds)} of {run.recipe.rounds} rounds."
+        return f"<h1>{html.escape(run.recipe.name)}</h1><p>{progress}</p>"
     measure, total = summary["measure"], summary["payload_up"] + summary["payload_down"]
     text = (
         f"{measure} {figure(summary['value'], measure)} after {summary['rounds']} rounds; "

@@ -160,7 +160,7 @@ class Federation:
         dense = sum(self.dense_payload if entry["purpose"] == "weights" else entry["payload"] for entry in rows)
         return {
             "round": round,
-            **{name: value for name, value in evaluated.values.items()},
+            **evaluated.values,
             "train_loss": Metrics.mean(result.trained).values.get("loss"),
             **{f"client_{name}": value for name, value in Metrics.mean(result.judged).values.items()},
             "cohort": cohort,

@@ -10,7 +10,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -173,10 +173,8 @@ class _Worker:
 
     def send(self, message: Message, context: Context) -> None:
         self.job = message
-        try:
+        with suppress(BrokenPipeError, ConnectionResetError):  # a dead process is noticed when its reply is read
             self.connection.send((_portable(message), context))
-        except (BrokenPipeError, ConnectionResetError):  # noticed when the reply is read
-            pass
 
     def receive(self) -> tuple[Message, RecordDict]:
         message, self.job = self.job, None
@@ -240,7 +238,7 @@ def local_grid(recipe: Recipe, state_dir: Path) -> Iterator[LocalGrid]:
 
 
 def count_workers(recipe: Recipe, device: str) -> int:
-    """Processes to train in: as many as asked for; else one a core, or this one where a GPU or a script's own task is."""
+    """Processes to train in: as many as asked for, else one a core; this one alone for a GPU or a script's own task."""
     if load_task(recipe.task).__module__ == "__main__":
         return 1  # a class defined in a script or notebook is not known to another process
     if recipe.workers:

@@ -87,6 +87,17 @@ def failed(reply):
     return Message(Error(2, reason), metadata=reply.metadata)
 
 
+def two_arrays(reply):
+    array = next(iter(reply.content.array_records[ARRAYS].values()))
+    reply.content[ARRAYS] = ArrayRecord({"a": array, "b": array})
+    return reply
+
+
+def emptied(reply):
+    reply.content = RecordDict()
+    return reply
+
+
 FAULTS = {
     "truncated": (lambda r: packed(r, blob_of(r)[:-7]), "byte"),
     "garbage": (lambda r: packed(r, b"\x00" * 500), ""),
@@ -96,8 +107,8 @@ FAULTS = {
     "infinite": (lambda r: with_state(r, one_infinite), "finite"),
     "another shape": (lambda r: with_state(r, larger), ""),
     "unpacked": (lambda r: packed(r, blob_of(r), "numpy.ndarray"), "no packed model"),
-    "two arrays": (lambda r: _two_arrays(r), "no packed model"),
-    "no content": (lambda r: _emptied(r), ""),
+    "two arrays": (two_arrays, "no packed model"),
+    "no content": (emptied, ""),
     "no metrics": (without_metrics, "weight"),
     "no examples": (examples(0), "weight"),
     "negative examples": (examples(-5), "num-examples"),
@@ -107,17 +118,6 @@ FAULTS = {
     "an error": (failed, "OutOfMemoryError: 3 GiB asked"),
     "silence": (lambda r: [], "no answer within 2 s"),
 }
-
-
-def _two_arrays(reply):
-    array = next(iter(reply.content.array_records[ARRAYS].values()))
-    reply.content[ARRAYS] = ArrayRecord({"a": array, "b": array})
-    return reply
-
-
-def _emptied(reply):
-    reply.content = RecordDict()
-    return reply
 
 
 def federate(folder, change, victims):
