@@ -107,7 +107,11 @@ def _ledger(run: Run) -> str:
     rows.append(("total", bytes_text(ledger.total()), bytes_text(ledger.total(unit="message"))))
     clients = sorted(ledger.by("client", unit="payload").items(), key=lambda item: -item[1])[:20]
     by_client = [(html.escape(str(client)), bytes_text(count)) for client, count in clients]
-    note = "<p>Payload is what the codec produced; message is what Flower sends for it.</p>"
+    paper = run.summary.get("paper_gib")
+    note = "<p>Payload is what the codec produced; message is what Flower sends for it."
+    if paper is not None:
+        note += f" The paper's figure, 2 × participants × parameter bytes × rounds: {paper:.4g} GiB."
+    note += "</p>"
     return (
         "<h2>Bytes</h2>"
         + note

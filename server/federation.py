@@ -194,6 +194,7 @@ class Federation:
             "message_up": ledger.total("up", "message"),
             "message_down": ledger.total("down", "message"),
             "dense_payload": rows[-1]["dense_total"] if rows else 0,
+            "paper_gib": ledger.paper(4 * self._facts()["shared_parameters"], self.recipe.cohort, len(rows)),
             "seconds": round_to(sum(row["seconds"] for row in rows)),
             "dropped": sum(len(row["dropped"]) for row in rows),
             **self._facts(),

@@ -1,0 +1,114 @@
+"""The Task protocol: a problem of one's own in one short file, found by its name or its path."""
+
+import pytest
+import torch
+
+import fedpara as fp
+from fedpara.config import read_recipe
+from fedpara.task import Metrics, build_model, build_task
+from tests.conftest import Silent
+
+OWN = '''
+"""Which side of a line."""
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+import fedpara as fp
+from fedpara.config import setting
+
+
+@dataclass(frozen=True)
+class Options:
+    width: int = setting(64, "hidden units", low=1)
+
+
+@fp.register_task("line")
+class Line(fp.Task):
+    """Which side of a line a point is on."""
+
+    Options = Options
+    measure = "accuracy"
+
+    def model(self):
+        return nn.Sequential(nn.Linear(32, self.options.width), nn.ReLU(), nn.Linear(self.options.width, 2))
+
+    def population(self, clients):
+        return [f"person {i}" for i in range(clients)]
+
+    def _points(self, seed, count):
+        x = torch.randn(count, 32, generator=torch.Generator().manual_seed(seed))
+        return fp.TensorExamples((x, (x.sum(1) > 0).long()))
+
+    def client_data(self, client, clients):
+        return fp.ClientData(self._points(int(client.split()[1]), 200))
+
+    def server_data(self):
+        return self._points(999, 200)
+
+    def loss(self, model, batch):
+        return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+    def evaluate(self, model, examples, device):
+        x, y = examples.tensors
+        logits = model(x.to(device))
+        accuracy = (logits.argmax(1) == y.to(device)).float().mean()
+        loss = nn.functional.cross_entropy(logits, y.to(device))
+        return fp.Metrics(len(y), {"accuracy": float(accuracy), "loss": float(loss)})
+'''
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_task_in_one_file_is_trained(tmp_path, workers):
+    file = tmp_path / "line.py"
+    file.write_text(OWN)
+    table = {"task": str(file), "rounds": 4, "clients": 4, "cohort": 4, "gamma": 0.5, "workers": workers}
+    recipe = read_recipe(table, {"line.width": 64, "epochs": 10})
+    run = fp.simulate(recipe, folder=tmp_path / "run", observer=Silent())
+    assert run.rounds[-1]["accuracy"] > 0.8
+    assert run.rounds[-1]["dropped"] == []
+
+
+def test_a_tasks_own_keys_are_checked(tmp_path):
+    file = tmp_path / "line.py"
+    file.write_text(OWN)
+    with pytest.raises(fp.ConfigError, match="did you mean 'width'"):
+        read_recipe({"task": str(file)}, {"line.widht": 3})
+    with pytest.raises(fp.ConfigError, match="width = 0"):
+        read_recipe({"task": str(file)}, {"width": 0})
+
+
+def test_a_file_without_a_task_and_a_file_that_is_not_there(tmp_path):
+    (tmp_path / "empty.py").write_text("x = 1")
+    with pytest.raises(fp.ConfigError, match="registers no task"):
+        fp.load_task(str(tmp_path / "empty.py"))
+    with pytest.raises(fp.ConfigError, match="no task file"):
+        fp.load_task(str(tmp_path / "none.py"))
+
+
+def test_the_model_depends_on_the_seed_alone():
+    recipe = read_recipe({"gamma": 0.1}, {"seed": 3})
+    task = build_task(recipe)
+    torch.manual_seed(1)
+    first = build_model(recipe, task).state_dict()
+    before = torch.rand(1)
+    torch.manual_seed(1)
+    torch.manual_seed(1)
+    second = build_model(recipe, task).state_dict()
+    assert torch.equal(before, torch.rand(1)), "building a model must leave the global generator as it was"
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+    other = build_model(read_recipe({"gamma": 0.1}, {"seed": 4}), task).state_dict()
+    assert any(not torch.equal(tensor, other[name]) for name, tensor in first.items())
+
+
+def test_metrics_are_weighted_by_their_examples():
+    mean = Metrics.mean([Metrics(1, {"loss": 1.0}), Metrics(3, {"loss": 2.0}), Metrics(0, {"loss": 99.0})])
+    assert mean == Metrics(4, {"loss": 1.75})
+    assert Metrics.mean([]).examples == 0
+
+
+def test_a_parametrization_without_a_rank_is_refused():
+    recipe = read_recipe({"parametrization": "fedpara"})
+    with pytest.raises(fp.ConfigError, match="gamma or ratio"):
+        build_model(recipe, build_task(recipe))
