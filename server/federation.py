@@ -45,6 +45,10 @@ class Observer(Protocol):
 
     def finished(self, summary: Mapping[str, Any], folder: Path) -> None: ...
 
+    def close(self) -> None:
+        """Called at the end of a run, also of one that was cut off."""
+        ...
+
 
 @dataclass
 class _Round:

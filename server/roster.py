@@ -48,7 +48,10 @@ def call_the_roll(grid: CodedGrid, clients: int, cohort: int, wait: float = WAIT
 
 def _wait_for_nodes(grid: CodedGrid, clients: int, wait: float) -> list[int]:
     """The nodes there are, once as many as the recipe has clients have come or the wait is over."""
-    end = time.monotonic() + wait
+    end, seen = time.monotonic() + wait, -1
     while len(nodes := sorted(grid.get_node_ids())) < clients and time.monotonic() < end:
+        if len(nodes) != seen:
+            log.warning("%d of %d clients are connected; waiting up to %g s for the others", len(nodes), clients, wait)
+        seen = len(nodes)
         time.sleep(0.5)
     return nodes

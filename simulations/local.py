@@ -275,8 +275,12 @@ def simulate(
         raise ConfigError("a Recipe takes no overrides: use dataclasses.replace")
     folder = Path(folder) if folder else new_folder(recipe)
     code_hash()  # now, before anyone edits a file: replies carry the workers' own
-    with local_grid(recipe, folder / "clients") as grid:
-        return Federation(grid, recipe, folder, observer or LiveTable(), resume=resume).run()
+    watching = observer or LiveTable()
+    try:
+        with local_grid(recipe, folder / "clients") as grid:
+            return Federation(grid, recipe, folder, watching, resume=resume).run()
+    finally:
+        watching.close()
 
 
 def new_folder(recipe: Recipe) -> Path:

@@ -41,6 +41,9 @@ class Silent:
     def finished(self, summary, folder):
         self.summary = summary
 
+    def close(self):
+        pass
+
 
 @pytest.fixture
 def silent():
