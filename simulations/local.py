@@ -6,7 +6,9 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import pickle
+import sys
 import time
+import types
 import uuid
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -168,7 +170,8 @@ class _Worker:
             context.set_forkserver_preload(["fedpara.worker_imports"])
         self.connection, other = context.Pipe()
         self._process = context.Process(target=_work, args=(other, self._preload), daemon=True)
-        self._process.start()
+        with _without_main():
+            self._process.start()
         other.close()
 
     def send(self, message: Message, context: Context) -> None:
@@ -193,6 +196,20 @@ class _Worker:
         if self._process.is_alive():
             self._process.terminate()
             self._process.join(5)
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Keep a new process from running the caller's script again: workers need nothing of it.
+
+    So `fedpara.simulate` works in a script without an ``if __name__ == "__main__"`` and in a notebook.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _work(connection: Connection, preload: str) -> None:

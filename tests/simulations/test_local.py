@@ -1,6 +1,7 @@
 """The in-process runtime, end to end on real digits."""
 
 import dataclasses
+import os
 import signal
 import subprocess
 import sys
@@ -70,6 +71,21 @@ def test_the_number_of_workers_changes_no_bit(tmp_path):
     assert bits(one.folder) == bits(three.folder)
     assert [row["total"] for row in one.rounds] == [row["total"] for row in three.rounds]
     assert bits(one.folder) != bits(run(tmp_path / "other", cohort=4, seed=1).folder)
+
+
+def test_a_plain_script_can_simulate_with_workers(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "print('the script runs')\n"
+        "import fedpara as fp\n"
+        f"run = fp.simulate({str(tmp_path / 'small.toml')!r}, folder={str(tmp_path / 'run')!r}, workers=2)\n"
+        "assert [row['dropped'] for row in run.rounds] == [[], [], []]\n"
+    )
+    (tmp_path / "small.toml").write_text(tomli_w.dumps(SMALL))
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("the script runs") == 1
 
 
 def test_a_run_cut_off_after_a_round_resumes_to_the_same_bits(tmp_path):
