@@ -75,6 +75,7 @@ class LiveTable:
     def finished(self, summary: Mapping[str, Any], folder: Path) -> None:
         self.close()
         self.console.print(summary_table(summary))
+        self.console.print(summary_line(summary), highlight=False)
         self.console.print(f"run: {folder}", highlight=False, soft_wrap=True)
 
     def close(self) -> None:
@@ -96,7 +97,7 @@ class LiveTable:
 
 def summary_table(summary: Mapping[str, Any]) -> Table:
     """The run beside its dense fp32 twin: the same clients and rounds, every weight sent as float32."""
-    table = Table(title=None)
+    table = Table()
     for name in ("", "payload up + down", "a model up", "vs dense"):
         table.add_column(name, justify="left" if not name else "right")
     total = summary["payload_up"] + summary["payload_down"]
@@ -108,7 +109,13 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
     )
     dense = summary["dense_payload"]
     table.add_row("dense twin, fp32", bytes_text(dense), bytes_text(summary["dense_twin_model"]), "1×")
-    label = f"{summary['measure']} {figure(summary['value'], summary['measure'])}"
-    label += f" · on clients' held-out data {figure(summary['client_value'], summary['measure'])}"
-    table.caption = f"{label} · {summary['rounds']} rounds in {summary['seconds']:.1f} s"
     return table
+
+
+def summary_line(summary: Mapping[str, Any]) -> str:
+    """What came out, in a line."""
+    measure = summary["measure"]
+    line = f"{measure} {figure(summary['value'], measure)}"
+    if summary["client_value"] is not None:
+        line += f", on clients' held-out data {figure(summary['client_value'], measure)}"
+    return f"{line}; {summary['rounds']} rounds in {summary['seconds']:.1f} s"

@@ -102,9 +102,10 @@ class Federation:
         message = RecordDict(content)
         ttl = self.recipe.deadline + 60.0  # Flower discards a reply older than this
         messages = [Message(message, roster[name], MessageType.TRAIN, ttl=ttl, group_id=str(round)) for name in cohort]
-        ids = list(self.grid.push_messages(messages))
+        ids = self.grid.push_messages(messages)
         trained_at = time.perf_counter()
-        result = self._collect(dict(zip(ids, cohort, strict=True)))
+        asked = {message_id: client for message_id, client in zip(ids, cohort, strict=True) if message_id is not None}
+        result = self._collect(asked, cohort)
         if result.mean.count:
             self.model = self.strategy.step(self.model, result.mean.result())
         else:
@@ -121,7 +122,7 @@ class Federation:
         self.writer.finish_round(row, Checkpoint(round, self.model, self.strategy.state_dict()))
         self.observer.finished_round(row)
 
-    def _collect(self, asked: Mapping[str, str]) -> _Round:
+    def _collect(self, asked: Mapping[str, str], cohort: list[str]) -> _Round:
         """Add every good reply to the mean; name and count the others."""
         result = _Round(StreamingMean(self.initial))
         answered = set()
@@ -140,7 +141,7 @@ class Federation:
             result.trained.append(Metrics(update.examples, trained))
             if judged:
                 result.judged.append(Metrics(int(judged.pop(EXAMPLES, 0)), judged))
-        for client in asked.values():
+        for client in cohort:
             if client not in answered:
                 reason = f"no answer within {self.recipe.deadline:g} s"
                 result.dropped.append({"client": client, "reason": reason})

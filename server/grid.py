@@ -18,7 +18,7 @@ from fedpara.config import Recipe, client_settings
 from fedpara.errors import FedparaError, UpdateError
 from fedpara.ledger import Ledger
 from fedpara.seeds import generator_for
-from fedpara.wire import ARRAYS, CONFIG, EXAMPLES, METRICS, PACKED, ROUND, SEED, SETTINGS, pack_seed
+from fedpara.wire import ARRAYS, CONFIG, EVALUATION, EXAMPLES, METRICS, PACKED, ROUND, SEED, SETTINGS, pack_seed
 
 State = dict[str, Tensor]
 DROPPED = 1001  # error code of a reply that was refused on arrival
@@ -281,9 +281,13 @@ def _metrics(reply: Message) -> tuple[int, dict[str, float]]:
     if record is None:
         return 0, {}
     values = dict(record)
-    examples = values.pop(EXAMPLES, 0)
-    if not isinstance(examples, int) or examples < 0 or not all(isinstance(v, int | float) for v in values.values()):
-        raise UpdateError(f"metrics that are not single numbers, or {EXAMPLES} = {examples!r}")
+    for name in (EXAMPLES, EVALUATION + EXAMPLES):
+        count = values.get(name, 0)
+        if not isinstance(count, int) or count < 0:
+            raise UpdateError(f"{name} = {count!r} is no count: expected a whole number, 0 or more")
+    if not all(isinstance(value, int | float) for value in values.values()):
+        raise UpdateError("metrics that are not single numbers")
+    examples = int(values.pop(EXAMPLES, 0))  # type: ignore[arg-type]
     return examples, {name: float(value) for name, value in values.items()}  # type: ignore[arg-type]
 
 

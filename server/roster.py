@@ -7,7 +7,7 @@ import time
 
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 
-from fedpara.errors import FederationError, FedparaError
+from fedpara.errors import FederationError, FedparaError, UpdateError
 from fedpara.wire import CONFIG, ROUND
 
 from .grid import CodedGrid
@@ -33,10 +33,10 @@ def call_the_roll(grid: CodedGrid, clients: int, cohort: int, wait: float = WAIT
     for reply in grid.replies([message_id for message_id in ids if message_id], wait):
         try:
             grid.open(reply)
+            name = _name(reply)
         except FedparaError as error:
             log.warning("node %d does not take part: %s", reply.metadata.src_node_id, error)
             continue
-        name = str(reply.content.config_records[CONFIG]["client"])
         if name in found:
             raise FederationError(f"two nodes call themselves '{name}': give each its own name or partition-id")
         found[name] = reply.metadata.src_node_id
@@ -44,6 +44,14 @@ def call_the_roll(grid: CodedGrid, clients: int, cohort: int, wait: float = WAIT
         raise FederationError(f"{len(found)} of {clients} clients answered, a round needs {cohort}: start the others")
     grid.names = {node: name for name, node in found.items()}
     return dict(sorted(found.items()))
+
+
+def _name(reply: Message) -> str:
+    """The name in an answer to the roll-call. Raises UpdateError where there is none."""
+    record = reply.content.config_records.get(CONFIG)
+    if record is None or not record.get("client"):
+        raise UpdateError("the answer to the roll-call carries no name")
+    return str(record["client"])
 
 
 def _wait_for_nodes(grid: CodedGrid, clients: int, wait: float) -> list[int]:

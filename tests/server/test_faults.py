@@ -77,6 +77,14 @@ def examples(count):
     return change
 
 
+def metrics(**more):
+    def change(reply):
+        reply.content[METRICS] = MetricRecord({"num-examples": 5, **more})
+        return reply
+
+    return change
+
+
 def other_code(reply):
     reply.content[SETTINGS] = ConfigRecord({"code": "00000000"})
     return reply
@@ -113,7 +121,9 @@ FAULTS = {
     "no examples": (examples(0), "weight"),
     "negative examples": (examples(-5), "num-examples"),
     "examples are a fraction": (examples(2.5), "num-examples"),
-    "a list of examples": (examples([1, 2]), "not single numbers"),
+    "a list of examples": (examples([1, 2]), "no count"),
+    "a list as a metric": (metrics(loss=[1.0, 2.0]), "not single numbers"),
+    "nothing evaluated": (metrics(**{"eval-num-examples": float("nan")}), "no count"),
     "another version": (other_code, "other code"),
     "an error": (failed, "OutOfMemoryError: 3 GiB asked"),
     "silence": (lambda r: [], "no answer within 2 s"),
