@@ -1,18 +1,30 @@
 """Tensors ↔ bytes. `codec` turns a spec string into a `Codec`; `container` describes the bytes.
 
 =============  ====================  ================================================================================
-spec           bytes a number        what arrives
+spec           bits a number         what arrives
 =============  ====================  ================================================================================
-fp32           4                     every bit of a float32; float64 is narrowed; a reference is ignored
-fp16           2                     11 significant bits; beyond 65504 is refused
-bf16           2                     8 significant bits, the range of float32
-int8           1 (+ 4 a tensor)      255 levels, unbiased stochastic rounding, one scale a tensor
-int8:channel   1 (+ 4 a channel)     the same, one scale for each slice of the first dimension
+fp32           32                    every bit of a float32; float64 is narrowed; a reference is ignored
+fp16           16                    11 significant bits; beyond 65504 is refused
+bf16           16                    8 significant bits, the range of float32
+int8           8 (+ 32 a tensor)     255 levels, unbiased stochastic rounding, one scale a tensor
+int8:channel   8 (+ 32 a channel)    the same, one scale for each slice of the first dimension
+int4           4 + 8/32              15 levels, unbiased, one scale for 32 numbers
+int2           2 + 8/16              4 levels, unbiased; a zero arrives as one of the two small levels
+ternary        1.6 + 8/32            −s, 0 or s, unbiased (TernGrad)
+sign:unbiased  1 + 8/16              −s or s, unbiased
+sign           1 + 8/128             the sign times the mean magnitude; biased, for use with error feedback
+topk:0.01      ≈ 0.25                the largest 1 %, the others as zero; biased, for use with error feedback
 =============  ====================  ================================================================================
 
+``int4:128`` gives another group's size, from 8 to 65536 (``int8:64`` too); ``int4+entropy`` codes the symbols and
+scales once more without loss, and its payloads' length then depends on the values. Installed packages add specs of
+their own (`specs.codec`, `Scheme`). docs/codecs.md has measurements.
+
 Integers and booleans travel losslessly in every codec, and so does any float that is not wider than the codec's numbers
-(a bfloat16 tensor under fp32 or fp16). `int8` has one scale a tensor because the factors of a low-rank layer are
-narrow: a scale for each row of R numbers would add 4/R bytes to each.
+(a bfloat16 tensor under fp32 or fp16). Vectors of up to 4096 numbers and tensors of fewer than 64 travel as unbiased
+bfloat16 where the codec has fewer than 8 bits or groups (`fewbit.Gentle`): biases and norms are few and matter much.
+`int8` has one scale a tensor because the factors of a low-rank layer are narrow: a scale for each row of R numbers
+would add 4/R bytes to each.
 """
 
 from __future__ import annotations
@@ -21,8 +33,9 @@ import sys
 from types import ModuleType
 
 from .container import OVERHEAD, schema_hash
-from .pipeline import SCHEMES, Codec, codec
+from .pipeline import Codec
 from .schemes import Scheme
+from .specs import SCHEMES, codec
 
 __all__ = ["OVERHEAD", "SCHEMES", "Codec", "Scheme", "codec", "schema_hash"]
 

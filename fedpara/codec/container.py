@@ -4,14 +4,16 @@
 offset   bytes  content (numbers little-endian)
 =======  =====  =========================================================================================
 0        3      the letters ``FPC``
-3        1      version of this layout, 1
+3        1      version of this layout, 2
 4        4      codec: blake2b of its spec, so that anyone's codec has an id without a central list
 8        8      schema: `schema_hash` of the tensors; names, shapes and types are not sent
 16       4      reference: its fingerprint where differences were coded, 0 where values were
 20       8      length of what follows the header
 28       4      CRC-32 of the 28 bytes above and of all that follows
-32              the tensors, in the order of their sorted names
+32              the tensors, in the order of their sorted names; with "+entropy" as `entropy.squeeze` writes them
 =======  =====  =========================================================================================
+
+Version 2 may hold tensors whose length their values decide; version 1 could not.
 
 The checksum finds accidents, not malice: a payload with a right checksum may still hold any values, and whoever
 aggregates it checks them. On a link, TLS is what keeps others from writing payloads.
@@ -31,7 +33,7 @@ from torch import Tensor
 
 from ..errors import CodecError
 
-MAGIC, VERSION = b"FPC", 1
+MAGIC, VERSION = b"FPC", 2
 _HEADER = struct.Struct("<3sBI8sIQ")
 _CHECKSUM = struct.Struct("<I")
 OVERHEAD = _HEADER.size + _CHECKSUM.size  # bytes
@@ -82,14 +84,15 @@ def seal(spec: str, schema: bytes, reference: int, parts: Sequence[memoryview]) 
     return b"".join([head, _CHECKSUM.pack(crc), *parts])
 
 
-def unseal(blob: object, spec: str, schema: bytes, expected: int) -> tuple[int, memoryview]:
+def unseal(blob: object, spec: str, schema: bytes, most: int, *, exact: bool) -> tuple[int, memoryview]:
     """Check everything that can be checked without looking at the tensors, allocating nothing.
 
     Args:
         blob: anything; bytes, a bytearray or a memoryview can be a payload.
         spec: the codec that must have made it.
         schema: the `schema_hash` it must have been made with.
-        expected: bytes that must follow the header.
+        most: bytes that may follow the header.
+        exact: whether as many must follow.
 
     Returns:
         The fingerprint of the reference (0: none) and a view of what follows the header.
@@ -105,7 +108,8 @@ def unseal(blob: object, spec: str, schema: bytes, expected: int) -> tuple[int, 
         raise CodecError(f"not a payload: it begins with {magic!r}, expected {MAGIC!r}")
     if version != VERSION:
         raise CodecError(
-            f"payload of layout version {version}, expected {VERSION}: use one version of fedpara everywhere"
+            f"payload of layout version {version}, this fedpara reads version {VERSION} only: "
+            "use one version of fedpara everywhere"
         )
     if codec != codec_id(spec):
         raise CodecError(
@@ -118,10 +122,10 @@ def unseal(blob: object, spec: str, schema: bytes, expected: int) -> tuple[int, 
             "sender and receiver must share the same names, shapes and dtypes"
         )
     body = view[OVERHEAD:]
-    if not length == body.nbytes == expected:
+    if length != body.nbytes or length > most or (exact and length < most):
         raise CodecError(
-            f"payload of {body.nbytes} bytes after its header, which announces {length}, expected {expected}: "
-            "it was cut off or joined with something"
+            f"payload of {body.nbytes} bytes after its header, which announces {length}, "
+            f"expected {'' if exact else 'at most '}{most}: it was cut off or joined with something"
         )
     (checksum,) = _CHECKSUM.unpack_from(view, _HEADER.size)
     if zlib.crc32(body, zlib.crc32(view[: _HEADER.size])) != checksum:

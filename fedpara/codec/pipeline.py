@@ -2,38 +2,23 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping
+import struct
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor
 
 from ..errors import CodecError, ConfigError, UpdateError
+from . import entropy
 from .container import OVERHEAD, fingerprint, from_bytes, schema_hash, seal, to_bytes, unseal
-from .schemes import Cast, Int8, Scheme, narrow
+from .fewbit import Gentle, is_short
+from .schemes import Scheme, narrow
 
 State = Mapping[str, Tensor]
 
-SCHEMES: dict[str, Scheme] = {
-    "fp32": Cast(torch.float32, differences=False),  # a difference would cost it its exactness
-    "fp16": Cast(torch.float16),
-    "bf16": Cast(torch.bfloat16),
-    "int8": Int8(),
-    "int8:channel": Int8(per_channel=True),
-}
-
-
-def codec(spec: str) -> Codec:
-    """The codec of a spec: "fp32", "fp16", "bf16", "int8" or "int8:channel".
-
-    Raises:
-        ConfigError: an unknown spec; the message names the nearest known one.
-    """
-    if not isinstance(spec, str) or spec not in SCHEMES:
-        nearest = difflib.get_close_matches(str(spec), SCHEMES, n=1, cutoff=0.0)[0]
-        raise ConfigError(f"unknown codec {spec!r}: did you mean '{nearest}'? Known are {', '.join(SCHEMES)}")
-    return Codec(spec, SCHEMES[spec])
+_GENTLE = Gentle()
+_LENGTH = struct.Struct("<Q")  # before a tensor whose scheme does not know its length beforehand
 
 
 @dataclass(frozen=True)
@@ -45,13 +30,22 @@ class Codec:
 
     spec: str
     scheme: Scheme
+    entropy: bool = False  # whether the coded tensors are squeezed once more, without loss
+
+    @property
+    def exact(self) -> bool:
+        """Whether `size` is the length of every payload, and not only the most that it can be."""
+        return not self.entropy and self.scheme.parts((1, 64)) is not None
 
     def size(self, like: State) -> int:
-        """Exact length of a payload in bytes, header included, without encoding; tensors on ``meta`` will do."""
-        return OVERHEAD + sum(map(self._tensor_size, like.values()))
+        """Length of a payload in bytes, header included, without encoding; tensors on ``meta`` will do.
+
+        Where the values decide (not `exact`: entropy coding, schemes of variable length), the most that it can be.
+        """
+        return OVERHEAD + sum(map(self._most, like.values()))
 
     def encode(self, state: State, *, reference: State | None = None, generator: Generator | None = None) -> bytes:
-        """Write the tensors as one payload of ``size(state)`` bytes.
+        """Write the tensors as one payload of ``size(state)`` bytes, or of at most as many where not `exact`.
 
         Args:
             state: name → tensor.
@@ -68,13 +62,13 @@ class Codec:
         tensors = {name: _on_cpu(name, state[name]) for name in sorted(state)}
         base = self._base(tensors, reference, ConfigError)
         draws = _cpu_generator(generator)
-        parts: list[memoryview] = []
+        rows: list[list[memoryview]] = []
         for name, tensor in tensors.items():
             try:
-                packed = self._pack(tensor, base.get(name), draws)
+                rows.append(self._pack(tensor, base.get(name), draws))
             except ValueError as error:
                 raise UpdateError(f"tensor '{name}' cannot be coded as {self.spec}: {error}") from None
-            parts.extend(map(to_bytes, packed))
+        parts = entropy.squeeze(rows) if self.entropy else [part for row in rows for part in row]
         return seal(self.spec, schema_hash(state), fingerprint(base.values()) if base else 0, parts)
 
     def decode(self, blob: bytes, like: State, *, reference: State | None = None) -> dict[str, Tensor]:
@@ -91,43 +85,75 @@ class Codec:
         Raises:
             CodecError: any bytes that are not a payload of this codec for such tensors; another reference, or none.
         """
-        sizes = {name: self._tensor_size(like[name]) for name in sorted(like)}
-        used, body = unseal(blob, self.spec, schema_hash(like), sum(sizes.values()))
+        names = sorted(like)
+        most = sum(self._most(tensor) for tensor in like.values())
+        used, body = unseal(blob, self.spec, schema_hash(like), most, exact=self.exact)
         base = self._base(like, reference if used else None, CodecError)
         if used != (fingerprint(base.values()) if base else 0):
             problem = "was made with a different reference" if reference else "needs the reference it was made with"
             raise CodecError(f"the payload {problem}: give decode the tensors that the sender had, bit for bit")
+        if self.entropy:
+            body = entropy.expand(body, [self._parts(like[name]) or () for name in names])
         result: dict[str, Tensor] = {}
-        start = 0
-        for name, size in sizes.items():
+        for name in names:
             try:
-                result[name] = self._unpack(body[start : start + size], like[name], base.get(name))
-            except CodecError as error:
-                raise CodecError(f"tensor '{name}': {error}") from None
-            start += size
+                coded, body = self._split(body, like[name])
+                result[name] = self._unpack(coded, like[name], base.get(name))
+            except MemoryError:
+                raise
+            except Exception as error:  # a scheme of anyone's may stumble over hostile bytes in any way
+                raise CodecError(f"tensor '{name}': {error}") from error
+        if body.nbytes:
+            raise CodecError(f"{body.nbytes} bytes behind the last tensor")
         return {name: result[name] for name in like}
 
-    def _as_it_is(self, tensor: Tensor) -> bool:
-        return not tensor.is_floating_point() or tensor.dtype.itemsize <= self.scheme.width
+    def _scheme(self, tensor: Tensor) -> Scheme | None:
+        """What codes this tensor; None where it travels as it is."""
+        scheme = _GENTLE if self.scheme.gentle and is_short(tensor.shape) else self.scheme
+        return scheme if tensor.is_floating_point() and tensor.dtype.itemsize > scheme.width else None
 
-    def _tensor_size(self, tensor: Tensor) -> int:
-        if self._as_it_is(tensor):
-            return tensor.numel() * tensor.dtype.itemsize
-        return self.scheme.size(tensor.shape)
+    def _parts(self, tensor: Tensor) -> tuple[int, ...] | None:
+        scheme = self._scheme(tensor)
+        return scheme.parts(tensor.shape) if scheme else (tensor.numel() * tensor.dtype.itemsize,)
 
-    def _pack(self, tensor: Tensor, base: Tensor | None, generator: Generator) -> list[Tensor]:
-        if self._as_it_is(tensor):
-            return [tensor]
+    def _most(self, tensor: Tensor) -> int:
+        parts = self._parts(tensor)
+        return _LENGTH.size + 4 * tensor.numel() if parts is None else sum(parts)
+
+    def _pack(self, tensor: Tensor, base: Tensor | None, generator: Generator) -> list[memoryview]:
+        scheme = self._scheme(tensor)
+        if scheme is None:
+            return [to_bytes(tensor)]
         x = narrow(tensor, torch.float32)
-        return self.scheme.pack(x if base is None else x - base, generator)
+        x = x if base is None else x - base
+        packed = list(map(to_bytes, scheme.pack(x, generator)))
+        return packed if self._parts(tensor) is not None else _with_length(packed, x)
+
+    def _split(self, body: memoryview, like: Tensor) -> tuple[memoryview, memoryview]:
+        """The bytes of this tensor, and those of the tensors after it."""
+        parts = self._parts(like)
+        if parts is not None:
+            length = sum(parts)
+        elif body.nbytes < _LENGTH.size:
+            raise CodecError("its length is missing")
+        else:
+            (length,) = _LENGTH.unpack_from(body)
+            body = body[_LENGTH.size :]
+            if length > min(body.nbytes, 4 * like.numel()):
+                raise CodecError(f"announced with {length} bytes, at most {min(body.nbytes, 4 * like.numel())} can be")
+        return body[:length], body[length:]
 
     def _unpack(self, body: memoryview, like: Tensor, base: Tensor | None) -> Tensor:
-        if self._as_it_is(like):
+        scheme = self._scheme(like)
+        if scheme is None:
             x = from_bytes(body, like.dtype, like.shape)
             if like.dtype == torch.bool and x.numel() and int(x.view(torch.uint8).max()) > 1:
                 raise CodecError("a boolean is neither 0 nor 1")
         else:
-            x = self.scheme.unpack(body, like.shape)
+            raw = scheme.parts(like.shape) is None and body.nbytes == 4 * like.numel()
+            x = from_bytes(body, torch.float32, like.shape) if raw else scheme.unpack(body, like.shape)
+            if x.shape != like.shape:
+                raise CodecError(f"of shape {tuple(x.shape)}, expected {tuple(like.shape)}")
             x = (x if base is None else x.add_(base)).to(like.dtype)
         return x if like.device.type == "meta" else x.to(like.device)
 
@@ -139,13 +165,21 @@ class Codec:
             return {}
         base = {}
         for name in sorted(like):
-            if self._as_it_is(like[name]):
+            if self._scheme(like[name]) is None:
                 continue
             if name not in reference or reference[name].shape != like[name].shape:
                 given = f"one of shape {tuple(reference[name].shape)}" if name in reference else "none"
                 raise error(f"the reference needs a tensor '{name}' of shape {tuple(like[name].shape)}, given {given}")
             base[name] = reference[name].detach().to("cpu", torch.float32)
         return base
+
+
+def _with_length(packed: Sequence[memoryview], x: Tensor) -> list[memoryview]:
+    """Parts of a length that the receiver cannot know, with it; the numbers themselves where those are no longer."""
+    length = sum(part.nbytes for part in packed)
+    if length >= 4 * x.numel():
+        packed, length = [to_bytes(x)], 4 * x.numel()
+    return [memoryview(_LENGTH.pack(length)), *packed]
 
 
 def _on_cpu(name: str, tensor: object) -> Tensor:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Generator, Tensor
@@ -14,38 +14,47 @@ from ..errors import CodecError
 from .container import from_bytes
 
 
-class Scheme(Protocol):
-    """What a new codec has to bring: `pack`, its inverse `unpack`, and three facts about them."""
+class Scheme(ABC):
+    """What a new codec has to bring: `pack` and its inverse `unpack`. Four facts about them may be stated as well."""
 
     @property
     def width(self) -> int:
         """Bytes an element takes. A tensor whose own elements take no more travels as it is, unseen by the scheme."""
-        ...
+        return 1
 
     @property
     def differences(self) -> bool:
         """Whether to code the difference to a reference, where one is given, in place of the values."""
-        ...
+        return True
 
-    def size(self, shape: Sequence[int]) -> int:
-        """Bytes that `pack` makes of a tensor of this shape."""
-        ...
+    @property
+    def gentle(self) -> bool:
+        """Whether short tensors, see `is_short`, are kept from the scheme and go as `Gentle`."""
+        return False
 
+    def parts(self, shape: Sequence[int]) -> tuple[int, ...] | None:
+        """Bytes of each tensor that `pack` makes of this shape; None where the values decide.
+
+        Where the values decide, each tensor's length travels with it (8 bytes), and a tensor that would not become
+        smaller than its float32 numbers travels as those.
+        """
+        return None
+
+    @abstractmethod
     def pack(self, x: Tensor, generator: Generator) -> list[Tensor]:
         """A float32 tensor on the CPU → tensors whose memory, one after the other, is what travels.
 
         Raises:
             ValueError: values that the scheme cannot hold; the message says which and what to do.
         """
-        ...
 
+    @abstractmethod
     def unpack(self, body: memoryview, shape: Sequence[int]) -> Tensor:
-        """Exactly ``size(shape)`` bytes → a float32 tensor with memory of its own.
+        """What `pack` made, of exactly its length where `parts` says it → a float32 tensor with memory of its own.
 
         Raises:
             CodecError: bytes that `pack` does not make.
         """
-        ...
 
 
 def bounds(x: Tensor) -> tuple[float, float]:
@@ -78,7 +87,7 @@ def narrow(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Cast:
+class Cast(Scheme):
     """Fewer bits a number, rounded to nearest even. NaN, infinity and −0 arrive as such; overflow is refused."""
 
     dtype: torch.dtype
@@ -88,8 +97,8 @@ class Cast:
     def width(self) -> int:
         return self.dtype.itemsize
 
-    def size(self, shape: Sequence[int]) -> int:
-        return self.width * math.prod(shape)
+    def parts(self, shape: Sequence[int]) -> tuple[int, ...]:
+        return (self.width * math.prod(shape),)
 
     def pack(self, x: Tensor, generator: Generator) -> list[Tensor]:
         return [narrow(x, self.dtype)]
@@ -99,7 +108,7 @@ class Cast:
 
 
 @dataclass(frozen=True)
-class Int8:
+class Int8(Scheme):
     """x → floor(x/s + u), u uniform in (0, 1), s = max|x| / 127: symmetric 8-bit with stochastic rounding.
 
     The expectation of what arrives is x, within 2⁻¹⁴ s for any x: u has 16 random bits, centred (2⁻¹⁷ s), and the
@@ -114,16 +123,19 @@ class Int8:
     differences: bool = True
     width: int = 1
 
-    def size(self, shape: Sequence[int]) -> int:
+    def parts(self, shape: Sequence[int]) -> tuple[int, ...]:
         numbers = math.prod(shape)
-        return numbers + 4 * self._channels(shape) if numbers else 0
+        return (4 * self._channels(shape), numbers) if numbers else ()
 
     def pack(self, x: Tensor, generator: Generator) -> list[Tensor]:
         if x.numel() == 0:
             return []
         rows = x.reshape(self._channels(x.shape), -1)
         scales = _scales(rows)
-        return [scales, _round(rows, scales, generator)]
+        inverse = torch.where(scales > 0, scales.reciprocal(), 0)
+        symbols = torch.empty(rows.shape, dtype=torch.int8)
+        round_to_symbols(symbols, rows, inverse, generator, centre=0, limits=(-127, 127))
+        return [scales, symbols]
 
     def unpack(self, body: memoryview, shape: Sequence[int]) -> Tensor:
         if math.prod(shape) == 0:
@@ -144,46 +156,61 @@ class Int8:
 
 # Larger scales would turn symbol 127 into infinity, smaller ones have no reciprocal in float32.
 _LARGEST_SCALE = torch.finfo(torch.float32).max / 127 * (1 - 2**-23)
-_SMALLEST_SCALE = torch.finfo(torch.float32).tiny
+SMALLEST_SCALE = torch.finfo(torch.float32).tiny
 
-_BLOCK = 1 << 16  # elements rounded at a time: what is computed on stays in the second-level cache
+BLOCK = 1 << 16  # elements rounded at a time: what is computed on stays in the second-level cache
 
 
 def _scales(rows: Tensor) -> Tensor:
     """max|x| / 127 of each row, shape (rows, 1)."""
-    if not all(map(math.isfinite, bounds(rows))):
+    check_finite(rows)
+    scales = largest(rows).div_(127).clamp_(max=_LARGEST_SCALE)
+    return scales.masked_fill_(scales < SMALLEST_SCALE, 0)
+
+
+def largest(rows: Tensor) -> Tensor:
+    """max|x| of each row, shape (rows, 1)."""
+    return torch.maximum(rows.amax(1, keepdim=True), -rows.amin(1, keepdim=True))
+
+
+def check_finite(x: Tensor) -> float:
+    """max|x|.
+
+    Raises:
+        ValueError: NaN or infinity.
+    """
+    low, high = bounds(x)
+    if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError(
-            "it holds NaN or infinity, which int8 has no symbol for: training diverged, or use fp32 to see it"
+            "it holds NaN or infinity, which this codec has no symbol for: training diverged, or use fp32 to see it"
         )
-    largest = torch.maximum(rows.amax(1, keepdim=True), -rows.amin(1, keepdim=True))
-    scales = largest.div_(127).clamp_(max=_LARGEST_SCALE)
-    return scales.masked_fill_(scales < _SMALLEST_SCALE, 0)
+    return max(-low, high)
 
 
-def _round(rows: Tensor, scales: Tensor, generator: Generator) -> Tensor:
-    """floor(x/s + u) as int8, block by block."""
-    inverse = torch.where(scales > 0, scales.reciprocal(), 0)
-    symbols = torch.empty(rows.shape, dtype=torch.int8)
-    scratch = torch.empty(2, min(_BLOCK, rows.numel()))
-    for block in _blocks(rows.shape[0], rows.shape[1]):
+def round_to_symbols(
+    symbols: Tensor, rows: Tensor, inverse: Tensor, generator: Generator, *, centre: float, limits: tuple[int, int]
+) -> None:
+    """floor(x · inverse + centre + u), u uniform in (0, 1), clamped to the limits, block by block into ``symbols``."""
+    scratch = torch.empty(2, min(BLOCK, rows.numel()))
+    for block in blocks(rows.shape[0], rows.shape[1]):
         x = rows[block]
         value, noise = (buffer[: x.numel()].view(x.shape) for buffer in scratch)
-        noise.copy_(_random_int16(x.numel(), generator).view(x.shape))
+        noise.copy_(random_int16(x.numel(), generator).view(x.shape))
         torch.mul(x, inverse[block[0]], out=value)
         # u = noise / 2¹⁶ + 1/2 + 1/2¹⁷; the product is exact, so a fused multiply-add gives the same bits
-        value.add_(noise, alpha=2**-16).add_(0.5 + 2**-17).floor_().clamp_(-127, 127)
+        value.add_(noise, alpha=2**-16).add_(centre + 0.5 + 2**-17).floor_().clamp_(*limits)
         symbols[block] = value
-    return symbols
 
 
-def _blocks(rows: int, columns: int) -> Iterator[tuple[slice, slice]]:
-    height = max(1, _BLOCK // columns)
+def blocks(rows: int, columns: int) -> Iterator[tuple[slice, slice]]:
+    """Parts of a matrix of at most `BLOCK` elements: whole rows where a row has no more."""
+    height = max(1, BLOCK // columns)
     for row in range(0, rows, height):
-        for column in range(0, columns, _BLOCK):
-            yield slice(row, row + height), slice(column, column + _BLOCK)
+        for column in range(0, columns, BLOCK):
+            yield slice(row, row + height), slice(column, column + BLOCK)
 
 
-def _random_int16(count: int, generator: Generator) -> Tensor:
+def random_int16(count: int, generator: Generator) -> Tensor:
     """Uniform in [−2¹⁵, 2¹⁵), four from each 64 bits that the generator makes: a fifth of the cost of floats."""
     words = torch.empty((count + 3) // 4, dtype=torch.int64)
     return words.random_(-(2**63), None, generator=generator).view(torch.int16)[:count]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
+import re
 import subprocess
 import sys
+import zlib
 from collections.abc import Sequence
+from importlib.metadata import EntryPoint, EntryPoints
 
 import numpy as np
 import pytest
@@ -20,7 +24,11 @@ from fedpara.errors import CodecError, ConfigError, UpdateError
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 OTHERS = (torch.int64, torch.int32, torch.uint8, torch.bool)
-WIDTHS = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1, "int8:channel": 1}
+WIDTHS = {"fp32": 4, "fp16": 2, "bf16": 2}  # of all others 1
+LEVELS = {"int8": 255, "int8:channel": 255, "int8:64": 255, "int4": 15, "int2": 4, "ternary": 3, "sign:unbiased": 2}
+FEW_BITS = ("int4", "int2", "ternary", "sign:unbiased", "sign", "topk:0.01")
+SYMBOLS = ("int8", "int8:channel", *FEW_BITS)
+EVERY = (*SCHEMES, "int8:64", "int4:100", "topk:0.5", *(f"{spec}+entropy" for spec in SYMBOLS))
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -42,25 +50,38 @@ def states(draw: st.DrawFn) -> dict[str, Tensor]:
     return {name: tensor_of(draw(st.sampled_from(FLOATS + OTHERS)), draw(shape), generator) for name in names}
 
 
+def is_short(tensor: Tensor) -> bool:
+    return tensor.numel() < 64 or (tensor.dim() < 2 and tensor.numel() <= 4096)
+
+
 def expected_error(spec: str, tensor: Tensor) -> float | Tensor:
-    """Largest error of an element, half a unit in the last place or one int8 step; 0 for what travels as it is."""
-    if not tensor.is_floating_point() or tensor.dtype.itemsize <= WIDTHS[spec] or tensor.numel() == 0:
+    """Largest error of an element: half a unit in the last place, or one step; 0 for what travels as it is."""
+    spec = spec.removesuffix("+entropy")
+    gentle = spec not in WIDTHS and spec not in ("int8", "int8:channel") and is_short(tensor)
+    width = 2 if gentle else WIDTHS.get(spec, 1)
+    if not tensor.is_floating_point() or tensor.dtype.itemsize <= width or tensor.numel() == 0:
         return 0.0
     size = tensor.double().abs()
-    if spec.startswith("int8"):
-        step = size.max() / 127
-        # what is decoded is cast to the tensor's own type
-        return float(step) * 1.001 + float(size.max()) * torch.finfo(tensor.dtype).eps
-    return size * {"fp32": 2.0**-24, "fp16": 2.0**-11, "bf16": 2.0**-8}[spec] * 1.001 + 2.0**-25
+    if gentle:
+        return size * 2.0**-7
+    if spec in WIDTHS:
+        return size * {"fp32": 2.0**-24, "fp16": 2.0**-11, "bf16": 2.0**-8}[spec] * 1.001 + 2.0**-25
+    largest = float(size.max())
+    own = largest * torch.finfo(tensor.dtype).eps  # what is decoded is cast to the tensor's own type
+    if spec in ("sign", "topk:0.01", "topk:0.5"):
+        return largest * 1.1 + own
+    levels = LEVELS.get(spec, 15)
+    shares = 1.001 if spec.startswith("int8") and spec != "int8:64" else 1.126  # scales are rounded up by up to 1/8
+    return 2 * largest / (levels - 1) * shares + own
 
 
-@pytest.mark.parametrize("spec", SCHEMES)
+@pytest.mark.parametrize("spec", EVERY)
 @given(state=states())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_round_trip(spec: str, state: dict[str, Tensor]) -> None:
     coder = codec(spec)
     blob = coder.encode(state, generator=seeded())
-    assert len(blob) == coder.size(state)
+    assert len(blob) == coder.size(state) or (not coder.exact and len(blob) < coder.size(state))
     result = coder.decode(blob, state)
     assert list(result) == list(state)
     for name, tensor in state.items():
@@ -70,9 +91,9 @@ def test_round_trip(spec: str, state: dict[str, Tensor]) -> None:
         assert bool(((got.double() - tensor.double()).abs() <= expected_error(spec, tensor)).all()), (name, tensor, got)
 
 
-@pytest.mark.parametrize("spec", SCHEMES)
+@pytest.mark.parametrize("spec", EVERY)
 @given(state=states())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_round_trip_with_a_reference(spec: str, state: dict[str, Tensor]) -> None:
     coder = codec(spec)
     noise = seeded(1)
@@ -81,15 +102,16 @@ def test_round_trip_with_a_reference(spec: str, state: dict[str, Tensor]) -> Non
         for name, t in state.items()
     }
     blob = coder.encode(state, reference=reference, generator=seeded())
-    assert len(blob) == coder.size(state)
+    assert len(blob) <= coder.size(state)
     result = coder.decode(blob, state, reference=reference)
+    step = 2e-4 if spec.startswith(("fp", "bf", "int8")) else 1.2e-2  # the differences are below 5e-3
     for name, tensor in state.items():
         own_rounding = 2e-7 * (1 + tensor.double().abs()) if tensor.is_floating_point() else 0.0
         if tensor.dtype == torch.float16:
             own_rounding = own_rounding * 1e4
         if tensor.dtype == torch.bfloat16:
             own_rounding = own_rounding * 1e5
-        assert bool(((result[name].double() - tensor.double()).abs() <= 2e-4 + own_rounding).all())
+        assert bool(((result[name].double() - tensor.double()).abs() <= step + own_rounding).all())
 
 
 @pytest.mark.parametrize("spec", ["int8", "int8:channel", "fp16", "bf16"])
@@ -134,6 +156,8 @@ def test_casts_keep_what_is_not_a_number(spec: str) -> None:
         ("int8", [1.0, math.nan], "NaN or infinity"),
         ("int8", [math.inf, 1.0], "NaN or infinity"),
         ("int8:channel", [-math.inf, 1.0], "NaN or infinity"),
+        *((spec, [math.nan] + [1.0] * count, "NaN or infinity") for spec in FEW_BITS for count in (3, 5000)),
+        *((spec, [1.0] * count + [-math.inf], "NaN or infinity") for spec in FEW_BITS for count in (3, 5000)),
     ],
 )
 def test_values_beyond_a_codec_are_refused_by_name(spec: str, values: list[float], says: str) -> None:
@@ -141,7 +165,7 @@ def test_values_beyond_a_codec_are_refused_by_name(spec: str, values: list[float
         codec(spec).encode({"layer.weight": torch.tensor(values)})
 
 
-@pytest.mark.parametrize("spec", SCHEMES)
+@pytest.mark.parametrize("spec", EVERY)
 def test_float64_is_narrowed_and_refused_beyond_float32(spec: str) -> None:
     state = {"w": torch.full((3,), math.pi, dtype=torch.float64)}
     coder = codec(spec)
@@ -152,7 +176,7 @@ def test_float64_is_narrowed_and_refused_beyond_float32(spec: str) -> None:
         coder.encode({"w": torch.tensor([1e39], dtype=torch.float64)})
 
 
-@pytest.mark.parametrize("spec", SCHEMES)
+@pytest.mark.parametrize("spec", EVERY)
 def test_results_are_writable_and_own_their_memory(spec: str) -> None:
     state = {"w": torch.ones(4, 4), "n": torch.tensor(3), "h": torch.ones(4, dtype=torch.float16)}
     blob = bytearray(codec(spec).encode(state))
@@ -164,7 +188,7 @@ def test_results_are_writable_and_own_their_memory(spec: str) -> None:
         assert tensor.is_contiguous()
 
 
-@pytest.mark.parametrize("spec", SCHEMES)
+@pytest.mark.parametrize("spec", EVERY)
 def test_strides_gradients_and_key_order_do_not_matter(spec: str) -> None:
     values = torch.randn(6, 4, generator=seeded())
     plain = {"a": values.t().contiguous(), "b": torch.ones(3)}
@@ -201,23 +225,43 @@ def test_overhead() -> None:
 # --- int8 -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("spec", ["int8", "int8:channel"])
-def test_int8_is_unbiased(spec: str) -> None:
+@pytest.mark.parametrize("spec", LEVELS)
+def test_stochastic_rounding_is_unbiased(spec: str) -> None:
     """Each of 256 values is sent 4096 times, and their mean compared with the value.
 
     The mean's standard deviation is at most step/2/64. All 256 are within 6 of them but for a chance of 5e-7 (normal
     tails, 2 · 256 · 1e-9); the seed is fixed, so it passes always or never.
     """
     values = torch.randn(256, generator=seeded(3))
-    values[0] = 4.0  # fixes the step in every row
+    values[0] = 4.0  # the largest: no row or group has a wider step
     sent = values.repeat(4096, 1)
     state = {"w": sent}
     got = codec(spec).decode(codec(spec).encode(state, generator=seeded(4)), state)["w"]
-    step = 4.0 / 127
+    step = 2 * 4.0 / (LEVELS[spec] - 1)
     errors = (got.double() - sent.double()).mean(0)
     assert float(errors.abs().max()) < 6 * step / 2 / math.sqrt(4096)
     # over all million numbers the standard deviation of the mean is below step/2/1024
     assert abs(float(errors.mean())) < 6 * step / 2 / 1024
+
+
+def test_short_tensors_are_unbiased_too() -> None:
+    """64 values, 4096 times each: within 6 standard deviations of at most |x| 2⁻⁷ / 2 / 64, but for 1.3e-7."""
+    values = torch.randn(64, generator=seeded(5))
+    state = {f"b{index}": value.repeat(4096) for index, value in enumerate(values)}
+    got = codec("int4").decode(codec("int4").encode(state, generator=seeded(6)), state)
+    for index, value in enumerate(values):
+        error = (got[f"b{index}"].double() - value.double()).mean()
+        assert abs(float(error)) <= 6 * abs(float(value)) * 2**-7 / 2 / 64
+
+
+def test_the_plain_sign_is_biased_and_the_nearest_of_one_bit() -> None:
+    state = {"w": torch.randn(64, 128, generator=seeded())}
+    got = codec("sign").decode(codec("sign").encode(state), state)["w"]
+    assert torch.equal(got > 0, state["w"] >= 0)
+    means = state["w"].abs().mean(1)
+    assert torch.allclose(got.abs(), means[:, None].expand(64, 128), rtol=1 / 16)
+    unbiased = codec("sign:unbiased").decode(codec("sign:unbiased").encode(state), state)["w"]
+    assert float((got - state["w"]).norm()) < float((unbiased - state["w"]).norm()) / 2
 
 
 @pytest.mark.parametrize("spec", ["int8", "int8:channel"])
@@ -277,6 +321,121 @@ def test_int8_channels_keep_small_channels_apart_from_large_ones() -> None:
     assert float((one_scale - state["w"])[1].abs().max()) > 1e-3
 
 
+# --- few bits ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spec", [*LEVELS, "sign", "topk:0.01", "topk:1", "int4:9", "ternary:65536", "int2+entropy"])
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0), (8, 8), (5, 13), (1, 4097), (4097,), (3, 70_001), (131_073,)])
+def test_few_bits_take_every_shape(spec: str, shape: tuple[int, ...]) -> None:
+    state = {"w": torch.randn(shape, generator=seeded()), "zero": torch.zeros(shape)}
+    coder = codec(spec)
+    blob = coder.encode(state)
+    assert len(blob) <= coder.size(state)
+    got = coder.decode(blob, state)
+    assert got["w"].shape == shape
+    assert torch.equal(got["zero"], state["zero"])
+    if state["w"].numel():
+        assert float((got["w"] - state["w"]).abs().max()) <= 2.3 * float(state["w"].abs().max())
+
+
+@pytest.mark.parametrize(("levels", "group", "places"), [(15, 32, 2), (4, 16, 4), (3, 32, 5), (2, 16, 8), (2, 128, 8)])
+def test_groups_are_laid_out_as_documented(levels: int, group: int, places: int) -> None:
+    """The bytes read literally: the tensor's largest number, a byte a group, then the symbols."""
+    spec = {15: "int4", 4: "int2", 3: "ternary", 2: "sign:unbiased" if group == 16 else "sign"}[levels]
+    x = torch.randn(7, 149, generator=seeded(1)) * torch.logspace(0, -12, 7)[:, None]
+    x[3] = 0
+    blob = codec(spec).encode({"w": x}, generator=seeded(2))
+    (whole,) = np.frombuffer(blob, "<f4", 1, OVERHEAD)
+    assert whole == float(x.abs().max())
+    groups = -(-x.numel() // group)
+    body = blob[OVERHEAD + 4 :]
+    shares = [0.0 if c == 255 else (16 - c % 8) / 16 / 2 ** (c // 8) for c in body[:groups]]
+    packed = body[groups:]
+    base, m = (16 if levels == 15 else levels), -(-x.numel() // places)
+    assert len(packed) == m
+    got = codec(spec).decode(blob, {"w": x})["w"].reshape(-1)
+    for index in range(x.numel()):
+        symbol = packed[index % m] // base ** (index // m) % base
+        scale = float(whole) * shares[index // group]
+        assert float(got[index]) == pytest.approx((2 * symbol - (levels - 1)) * scale / (levels - 1), rel=1e-6)
+
+
+@pytest.mark.parametrize(("spec", "group", "levels"), [("int4", 32, 15), ("ternary", 32, 3), ("int8:64", 64, 255)])
+def test_groups_keep_small_numbers_apart_from_large_ones(spec: str, group: int, levels: int) -> None:
+    x = torch.randn(64, group, generator=seeded()) * torch.logspace(0, -8, 64)[:, None]
+    got = codec(spec).decode(codec(spec).encode({"w": x}), {"w": x})["w"]
+    steps = 2 * x.abs().amax(1, keepdim=True) / (levels - 1)
+    assert bool(((got - x).abs() <= 1.126 * steps).all())
+
+
+@pytest.mark.parametrize("spec", ["int4", "int2", "ternary", "sign:unbiased", "sign", "topk:0.5", "int8:64"])
+def test_few_bits_at_the_ends_of_float32(spec: str) -> None:
+    largest = torch.finfo(torch.float32).max
+    state = {"large": torch.tensor([largest, -largest]).repeat(64, 1), "small": torch.full((64, 2), -1e-40)}
+    got = codec(spec).decode(codec(spec).encode(state), state)
+    assert torch.isfinite(got["large"]).all()
+    assert float(got["large"].abs().max()) == pytest.approx(largest, rel=0.07)
+    assert got["small"].abs().max() == 0.0
+    short = {"b": torch.tensor([largest, -largest, 1e-40, -0.0])}
+    assert torch.isfinite(codec(spec).decode(codec(spec).encode(short), short)["b"]).all()
+
+
+@pytest.mark.parametrize("share", [0.001, 0.01, 0.3, 1.0])
+@given(seed=st.integers(0, 2**31), columns=st.integers(64, 3000))
+@settings(max_examples=30, deadline=None)
+def test_topk_sends_the_largest(share: float, seed: int, columns: int) -> None:
+    x = torch.randint(-50, 50, (1, columns), generator=seeded(seed)).float() / 7  # many are equal
+    got = codec(f"topk:{share}").decode(codec(f"topk:{share}").encode({"w": x}), {"w": x})["w"]
+    k = math.ceil(share * columns)
+    order = np.argsort(-x.abs().numpy().reshape(-1), kind="stable")[:k]
+    expected = torch.zeros(columns)
+    expected[order] = x[0, order]
+    assert torch.allclose(got[0], expected, rtol=2**-11, atol=0)
+
+
+def test_topk_costs_what_is_documented() -> None:
+    like = {"w": torch.empty(1000, 1000, device="meta")}
+    places = codec("topk:0.01").size(like) - OVERHEAD - 4 - 2 * 10_000
+    assert 8 * places / 10_000 == pytest.approx(6 + 1 + 100 / 64, abs=0.01)
+
+
+@pytest.mark.parametrize("spec", SYMBOLS)
+def test_entropy_coding_loses_nothing_and_never_costs(spec: str) -> None:
+    state = {
+        "a": torch.randn(300, 100, generator=seeded()) ** 3,
+        "b": torch.randn(100, generator=seeded(1)),
+        "n": torch.tensor(7),
+        "zero": torch.zeros(300, 100),
+    }
+    plain, coded = codec(spec), codec(f"{spec}+entropy")
+    blob, small = plain.encode(state, generator=seeded(2)), coded.encode(state, generator=seeded(2))
+    assert len(small) < 0.85 * len(blob)
+    assert coded.size(state) == plain.size(state) == len(blob)
+    assert plain.exact
+    assert not coded.exact
+    expected, got = plain.decode(blob, state), coded.decode(small, state)
+    assert all(torch.equal(got[name], expected[name]) for name in state)
+    noise = {"w": torch.rand(8, 8, generator=seeded(3))}
+    assert len(coded.encode(noise)) <= coded.size(noise)
+
+
+@pytest.mark.parametrize("spec", ["int4", "int2", "ternary", "int8"])
+def test_entropy_coding_comes_within_two_percent_of_the_entropy(spec: str) -> None:
+    x = torch.randn(2048, 512, generator=seeded())
+    blob = codec(f"{spec}:256+entropy" if spec != "int8" else "int8+entropy").encode({"w": x}, generator=seeded(1))
+    levels = LEVELS[spec]
+    rows = x.view(-1, 256) if spec != "int8" else x.view(1, -1)
+    u = torch.rand(rows.shape, generator=seeded(2))
+    largest = rows.abs().amax(1, keepdim=True)
+    if spec != "int8":  # rounded up to sixteenths of a power of two, the tensor's largest being one of them
+        mantissa, exponent = torch.frexp(largest / largest.max())
+        largest = largest.max() * torch.ldexp((16 * mantissa).ceil() / 16, exponent)
+    k = ((rows / largest + 1) * (levels - 1) / 2 + u).floor()
+    shares = k.view(-1).int().bincount().double() / k.numel()
+    entropy = -float((shares[shares > 0] * shares[shares > 0].log2()).sum())
+    assert 8 * len(blob) / x.numel() < 1.02 * entropy + 8 / 256
+
+
 # --- randomness -------------------------------------------------------------------------------------------------------
 
 
@@ -290,11 +449,17 @@ def test_equal_generators_give_the_same_bytes_everywhere() -> None:
 
 
 DIGESTS = {
-    "fp32": "42cd89b96e3db0e6",
-    "fp16": "21643057cfb29d52",
-    "bf16": "e73e6592924e2b9d",
-    "int8": "d811217c2ea9fced",
-    "int8:channel": "4678b1f679c1fe7f",
+    "fp32": "042fc16fa186db05",
+    "fp16": "4069ea40ef01f808",
+    "bf16": "8407d93e10572f3f",
+    "int8": "794fd6cf33d50c7b",
+    "int8:channel": "a27af4163948a6dd",
+    "int4": "f7b28df3afa31012",
+    "int2": "1739a01e126a3280",
+    "ternary": "4941d266b941c40a",
+    "sign": "0dadad1d46ca48f2",
+    "sign:unbiased": "9aee5583de9188ec",
+    "topk:0.01": "409aa20d732185e9",
 }
 
 
@@ -362,14 +527,24 @@ def test_another_schema_is_refused(other: dict[str, Tensor]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spec", "nearest"), [("int9", "int8"), ("FP16", "fp16"), ("int8:chanel", "int8:channel"), ("bfloat", "bf16")]
+    ("spec", "nearest"),
+    [
+        ("int9", "int8"),
+        ("FP16", "fp16"),
+        ("int8:chanel", "int8:channel"),
+        ("bfloat", "bf16"),
+        ("int4:x", "int4"),
+        ("int4+entropi", "int4+entropy"),
+        ("tenary", "ternary"),
+        ("top", "topk:0.01"),
+    ],
 )
 def test_an_unknown_spec_names_the_nearest(spec: str, nearest: str) -> None:
-    with pytest.raises(ConfigError, match=f"did you mean '{nearest}'"):
+    with pytest.raises(ConfigError, match=re.escape(f"did you mean '{nearest}'")):
         codec(spec)
 
 
-@pytest.mark.parametrize("spec", [None, 8, "", ["int8"]])
+@pytest.mark.parametrize("spec", [None, 8, "", "+entropy", "int4+", "int4+entropy+entropy", "int4:-5", ["int8"]])
 def test_a_spec_is_a_known_string(spec: object) -> None:
     with pytest.raises(ConfigError, match="unknown codec"):
         codec(spec)  # type: ignore[arg-type]
@@ -381,13 +556,11 @@ def test_only_dense_tensors_are_encoded(value: object) -> None:
         codec("fp32").encode({"w": value})  # type: ignore[dict-item]
 
 
-class Ternary:
+class Signs(Scheme):
     """A scheme of a user: the sign of each number and one scale."""
 
-    width, differences = 1, True
-
-    def size(self, shape: Sequence[int]) -> int:
-        return 4 + math.prod(shape)
+    def parts(self, shape: Sequence[int]) -> tuple[int, ...]:
+        return 4, math.prod(shape)
 
     def pack(self, x: Tensor, generator: torch.Generator) -> list[Tensor]:
         return [x.abs().mean().reshape(1), x.sign().to(torch.int8)]
@@ -397,15 +570,78 @@ class Ternary:
         return torch.tensor(np.frombuffer(body[4:], np.int8).copy()).reshape(tuple(shape)) * scale
 
 
+class Deflated(Scheme):
+    """A scheme of two methods: how long it becomes, the values decide. An option is its level."""
+
+    def __init__(self, level: str = "9") -> None:
+        self.level = int(level)
+
+    def pack(self, x: Tensor, generator: torch.Generator) -> list[Tensor]:
+        return [torch.tensor(list(zlib.compress(x.numpy().tobytes(), self.level)), dtype=torch.uint8)]
+
+    def unpack(self, body: memoryview, shape: Sequence[int]) -> Tensor:
+        return torch.frombuffer(bytearray(zlib.decompress(body)), dtype=torch.float32).reshape(tuple(shape))
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package that adds the codecs above is installed."""
+    points = [
+        EntryPoint(cls.__name__.lower(), f"{__name__}:{cls.__name__}", "fedpara.codecs") for cls in (Signs, Deflated)
+    ]
+    points.append(EntryPoint("int8", f"{__name__}:Signs", "fedpara.codecs"))
+    monkeypatch.setattr(sys.modules["fedpara.codec.specs"], "entry_points", lambda group: EntryPoints(points))
+
+
 def test_a_codec_of_ones_own() -> None:
-    scheme: Scheme = Ternary()
-    coder = Codec("ternary", scheme)
+    coder = Codec("signs", Signs())
     state = {"w": torch.tensor([[0.5, -0.5], [0.5, 0.5]]), "n": torch.tensor(3)}
     blob = coder.encode(state)
+    assert coder.exact
     assert len(blob) == coder.size(state)
     assert torch.equal(coder.decode(blob, state)["w"], state["w"])
     with pytest.raises(CodecError, match="another codec"):
         codec("int8").decode(blob, state)
+
+
+@pytest.mark.usefixtures("installed")
+def test_installed_codecs_are_found_after_the_built_in_ones() -> None:
+    assert isinstance(codec("signs").scheme, Signs)
+    assert isinstance(codec("int8").scheme, type(SCHEMES["int8"]))
+    assert codec("deflated:1").scheme.level == 1  # type: ignore[attr-defined]
+    assert codec("signs+entropy").decode(codec("signs+entropy").encode({"w": torch.ones(99)}), {"w": torch.ones(99)})
+    with pytest.raises(ConfigError, match="did you mean 'deflated'"):
+        codec("deflate")
+    with pytest.raises(ConfigError, match="no symbols"):
+        codec("deflated+entropy")
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize(
+    "w", [torch.zeros(50, 40), torch.randn(50, 40, generator=seeded()), torch.zeros(0), torch.ones(())]
+)
+def test_a_codec_whose_length_the_values_decide(w: Tensor) -> None:
+    coder = codec("deflated")
+    state = {"w": w, "v": torch.arange(100.0), "n": torch.tensor(3)}
+    blob = coder.encode(state)
+    assert not coder.exact
+    assert len(blob) <= coder.size(state) == OVERHEAD + 8 + 4 * w.numel() + 8 + 400 + 8
+    got = coder.decode(blob, state)
+    assert all(torch.equal(got[name], tensor) for name, tensor in state.items())
+    for change in range(OVERHEAD, len(blob)):
+        wrong = bytearray(blob)
+        wrong[change] ^= 0x55
+        wrong[28:32] = zlib.crc32(wrong[OVERHEAD:], zlib.crc32(wrong[:28])).to_bytes(4, "little")
+        with contextlib.suppress(CodecError):
+            coder.decode(wrong, state)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "spec", ["int4:7", "int4:0", "int4:65537", "topk:0", "topk:1.1", "topk:x", "topk:nan", "fp16+entropy"]
+)
+def test_options_out_of_range_are_refused(spec: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(spec)):
+        codec(spec)
 
 
 def test_the_public_function_can_be_called_whatever_was_imported_first() -> None:

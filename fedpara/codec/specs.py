@@ -1,0 +1,104 @@
+"""What a codec is asked for by: the built-in specs, their options, and those that installed packages add."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from importlib.metadata import EntryPoint, entry_points
+
+import torch
+
+from ..errors import ConfigError
+from .fewbit import Grouped, ScaledSign
+from .pipeline import Codec
+from .schemes import BLOCK, Cast, Int8, Scheme
+from .sparse import TopK
+
+ENTRY_POINTS = "fedpara.codecs"
+
+SCHEMES: Mapping[str, Scheme] = {
+    "fp32": Cast(torch.float32, differences=False),  # a difference would cost it its exactness
+    "fp16": Cast(torch.float16),
+    "bf16": Cast(torch.bfloat16),
+    "int8": Int8(),
+    "int8:channel": Int8(per_channel=True),
+    "int4": Grouped(15, group=32),
+    "int2": Grouped(4, group=16),
+    "ternary": Grouped(3, group=32),
+    "sign": ScaledSign(group=128),
+    "sign:unbiased": Grouped(2, group=16),
+    "topk:0.01": TopK(0.01),
+}
+
+_BY_GROUP: Mapping[str, Callable[[int], Scheme]] = {
+    "int8": lambda group: Grouped(255, group),
+    "int4": lambda group: Grouped(15, group),
+    "int2": lambda group: Grouped(4, group),
+    "ternary": lambda group: Grouped(3, group),
+    "sign": ScaledSign,
+    "sign:unbiased": lambda group: Grouped(2, group),
+}
+
+
+def codec(spec: str) -> Codec:
+    """The codec of a spec, e.g. "fp32", "int8", "int4", "int4:128", "sign+entropy", "topk:0.01".
+
+    Built-in names come first, then entry points of the group ``fedpara.codecs``: a `Scheme` class under the name of the
+    spec's first word, made without arguments, or with what follows the first colon.
+
+    Raises:
+        ConfigError: an unknown spec; the message names the nearest known one. An option out of its range.
+    """
+    name, plus, coder = spec.partition("+") if isinstance(spec, str) else ("", "", "")
+    scheme = _scheme(name) if name and coder == ("entropy" if plus else "") else None
+    if scheme is None:
+        raise ConfigError(f"unknown codec {spec!r}: did you mean '{_nearest(str(spec))}'? Known are {_known()}")
+    if plus and (isinstance(scheme, Cast) or scheme.parts((1, 64)) is None):
+        raise ConfigError(f"'{name}' has no symbols to code, given {spec!r}: use '{name}', or '+entropy' after int4")
+    return Codec(spec, scheme, entropy=bool(plus))
+
+
+def _scheme(name: str) -> Scheme | None:
+    if name in SCHEMES:
+        return SCHEMES[name]
+    family, _, option = name.rpartition(":")
+    if family in _BY_GROUP and option.isdecimal():
+        if not 8 <= int(option) <= BLOCK:
+            raise ConfigError(f"groups have from 8 to {BLOCK} numbers, given {option} in '{name}'")
+        return _BY_GROUP[family](int(option))
+    if family == "topk":
+        return TopK(_share(option, name))
+    first, colon, rest = name.partition(":")
+    for point in _added():
+        if point.name == first:
+            scheme: Scheme = point.load()(*([rest] if colon else []))
+            return scheme
+    return None
+
+
+def _share(option: str, name: str) -> float:
+    try:
+        share = float(option)
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= 1:
+        raise ConfigError(f"topk sends a share above 0 and up to 1 of the numbers, given '{name}': try 'topk:0.01'")
+    return share
+
+
+def _added() -> list[EntryPoint]:
+    return sorted(entry_points(group=ENTRY_POINTS), key=lambda point: point.name)
+
+
+def _names() -> list[str]:
+    return [*SCHEMES, *(point.name for point in _added())]
+
+
+def _nearest(spec: str) -> str:
+    name, plus, _ = spec.partition("+")
+    nearest = difflib.get_close_matches(name, _names(), n=1, cutoff=0.0)[0]
+    return f"{nearest}+entropy" if plus and not isinstance(SCHEMES.get(nearest), Cast) else nearest
+
+
+def _known() -> str:
+    return f"{', '.join(_names())}; a group's size may follow, as in 'int4:128', and '+entropy' any with few bits"
