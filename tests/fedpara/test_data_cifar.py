@@ -214,6 +214,7 @@ def test_downloads_and_unpacks_the_archive(tmp_path, monkeypatch):
     remote = make_archive(tmp_path / "a.tar.gz", {**members, "../../outside": b"x", "cifar-100-binary/extra": b"x"})
     kind = cifar._Kind(**{**vars(cifar._CIFAR100), "remote": remote})
     monkeypatch.setattr(cifar, "_CIFAR100", kind)
+    (tmp_path / "root").mkdir()
     load_dataset("cifar100", folder=tmp_path / "root")
     check("cifar100", tmp_path / "root", parts)
     assert sorted(os.listdir(tmp_path / "root/cifar-100-binary")) == ["test.bin", "train.bin"]

@@ -229,6 +229,7 @@ def test_downloads_what_is_missing(tmp_path, monkeypatch, server):
     folder, url = server
     write_mnist(folder)
     monkeypatch.setattr(idx, "_MNIST_REMOTES", remotes_to(folder, url))
+    (tmp_path / "root").mkdir()
     data = load_dataset("mnist", folder=tmp_path / "root")
     assert len(data.train) == 30
     assert sorted(os.listdir(tmp_path / "root/MNIST/raw")) == sorted(os.listdir(folder))

@@ -170,3 +170,12 @@ def test_split_checks_its_tensors():
             Split(*wrong)
     with pytest.raises(DataError, match="owners"):
         Split(images, labels, labels[:1])
+
+
+def test_a_named_folder_that_is_not_there_is_refused_and_not_made(tmp_path, monkeypatch):
+    with pytest.raises(DataError, match="data-dir = .*slip is no folder"):
+        load_dataset("mnist", folder=tmp_path / "slip")
+    monkeypatch.setenv("FEDPARA_DATA", str(tmp_path / "slip"))
+    with pytest.raises(DataError, match=r"\$FEDPARA_DATA = .*slip is no folder"):
+        load_dataset("cifar10")
+    assert not (tmp_path / "slip").exists()
