@@ -9,9 +9,10 @@ A weight stays dense, and `describe` says why, where
   - filter_fn, or the model's `keep_dense` patterns when there is no filter_fn, exclude its module;
   - it is shared by several modules, frozen, pruned, of another type, or parametrized by something else;
   - it is thin: a side under 4 (RGB stems, depthwise kernels, binary heads), whose product would lose most of its rank;
-  - its factors would not be strictly fewer than its own numbers.
-Biases and norms always stay dense and have no row. The dense values are not kept: factors are drawn anew at the dense
-weight's scale, so parametrize before training, and create the optimizer afterwards.
+  - its factors would not be strictly fewer than its own numbers;
+  - it is worth its numbers within the budget of the whole model, if a ratio or payload_bytes sets one (see budget.py).
+Biases and norms always stay dense and have no row. Create the optimizer afterwards. A model that is not trained yet
+gets factors drawn anew at its weights' scale; those of a trained one are fitted with fit=True (see fit.py).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, ClassVar, cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,37 +29,69 @@ from torch.nn.utils import parametrize
 
 from . import compose
 from .errors import ConfigError
-from .rank import check_share, factor_parameters, largest_rank, pair_shapes, rank_for, rank_for_ratio
+from .initialise import draw_factors, root_mean_square
+from .layers import Factorised, adapt_class, composed_once, factorised
+from .rank import check_share, factor_parameters, largest_rank, rank_for
+
+__all__ = [
+    "Config",
+    "Factorised",
+    "FedPara",
+    "LayerReport",
+    "LowRank",
+    "PFedPara",
+    "composed_once",
+    "dense_parameters",
+    "describe",
+    "draw_factors",
+    "factorised",
+    "merge_",
+    "parameter_count",
+    "parametrize_",
+]
 
 THIN = 4  # a weight with a side under this stays dense
+_WORTH = "worth its numbers: the model's budget allows them all"
 TANH_RMS = 0.5  # |tanh ⊙ tanh| < 1: above this rms the factors would start saturated
 
 FilterFn = Callable[[nn.Module, str], bool]
 
 
-def _check_gamma_or_ratio(owner: str, gamma: float | None, ratio: float | None) -> None:
-    if (gamma is None) == (ratio is None):
+def _check_size(owner: str, gamma: float | None, ratio: float | None, payload_bytes: int | None) -> None:
+    given = {"gamma": gamma, "ratio": ratio, "payload_bytes": payload_bytes}
+    given = {name: value for name, value in given.items() if value is not None}
+    if len(given) != 1:
         raise ConfigError(
-            f"{owner}(gamma={gamma!r}, ratio={ratio!r}): give exactly one, "
-            f"{owner}(gamma=0.1) for the paper's rank rule or {owner}(ratio=0.1) for a share of the dense parameters"
+            f"{owner}({', '.join(f'{name}={value!r}' for name, value in given.items())}): give exactly one, "
+            f"{owner}(gamma=0.1) for the paper's rank rule, {owner}(ratio=0.1) for a share of the model's parameters "
+            f"or {owner}(payload_bytes=200_000) for what it sends in fp32"
         )
     if gamma is not None:
         check_share(owner, "gamma", gamma, zero=True)
     if ratio is not None:
         check_share(owner, "ratio", ratio, zero=False)
+    if payload_bytes is not None and (type(payload_bytes) is not int or payload_bytes < 1):
+        raise ConfigError(f"{owner}: payload_bytes={payload_bytes!r} is not allowed; give a whole number of bytes")
 
 
 @dataclass(frozen=True)
 class FedPara:
     """W = (X1 Y1ᵀ) ⊙ (X2 Y2ᵀ), (out, in), of rank up to R² (FedPara, Prop. 1; Prop. 3 for convolutions).
 
-    `gamma` in [0, 1] sets R by the paper's rule (see rank_for), `ratio` in (0, 1] by a share of each layer's dense
-    parameters; give one. activation="tanh" is the paper's W = tanh(W1) ⊙ tanh(W2). Raises ConfigError.
+    One of three sets R: `gamma` in [0, 1] the paper's rule for each layer (see rank_for); `ratio` in (0, 1] a share of
+    the whole model's dense parameters; `payload_bytes` the most that fp.size(model).payload_bytes may be. The last two
+    are spent where they help most (see budget.py), after all that stays dense. activation="tanh" is the paper's
+    W = tanh(W1) ⊙ tanh(W2). reshape=True applies Prop. 1 to a convolution's weight reshaped to (out, in·k...) instead
+    of Prop. 3. residual=True keeps the dense weight W0, frozen and never sent, and trains W = W0 + ΔW from ΔW = 0: for
+    fine-tuning a pretrained model. Raises ConfigError.
     """
 
     gamma: float | None = None
     ratio: float | None = None
     activation: str | None = None
+    reshape: bool = False
+    residual: bool = False
+    payload_bytes: int | None = None
 
     kind: ClassVar[str] = "fedpara"
     pairs: ClassVar[int] = 2
@@ -66,9 +99,12 @@ class FedPara:
     local: ClassVar[tuple[int, ...]] = ()
 
     def __post_init__(self) -> None:
-        _check_gamma_or_ratio("FedPara", self.gamma, self.ratio)
+        _check_size("FedPara", self.gamma, self.ratio, self.payload_bytes)
         if self.activation not in (None, "tanh"):
             raise ConfigError(f'FedPara: activation={self.activation!r} is not known; give None or "tanh"')
+        for name in ("reshape", "residual"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"FedPara: {name}={getattr(self, name)!r} is not allowed; give True or False")
 
     @property
     def homogeneous(self) -> bool:
@@ -76,12 +112,22 @@ class FedPara:
         return self.activation is None
 
     def rank(self, shape: tuple[int, ...]) -> int:
-        """R of a weight of this dense shape."""
-        return rank_for(shape, self.gamma) if self.gamma is not None else rank_for_ratio(shape, cast(float, self.ratio))
+        """R of a weight of this dense shape; where a budget sets R, the least that it can be."""
+        return 1 if self.gamma is None else rank_for(self.seen(shape), self.gamma)
 
-    def compose(self, *factors: Tensor) -> Tensor:
-        """The dense weight; a 1 × 1 kernel as the matrix (out, in)."""
-        return compose.fedpara(*factors, activation=self.activation)
+    def seen(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape that the factors are made for: the dense one, or with reshape=True (out, in·k...)."""
+        return (shape[0], math.prod(shape[1:])) if self.reshape else shape
+
+    def compose(self, *factors: Tensor, base: Tensor | None = None) -> Tensor:
+        """The dense weight, plus `base`; a 1 × 1 kernel, and with reshape=True every kernel, as a matrix."""
+        return compose.fedpara(*factors, activation=self.activation, base=base)
+
+    def linear(self, inputs: Tensor, *factors: Tensor) -> Tensor | None:
+        """inputs Wᵀ without W, (..., in) → (..., out); None where composing W is cheaper."""
+        if self.activation is not None or not compose.pays_without_weight(inputs, *factors):
+            return None
+        return compose.linear_without_weight(inputs, *factors)
 
     def pair_rms(self, rms: float) -> float:
         """The rms that each pair X Yᵀ needs for W to have this rms."""
@@ -102,6 +148,7 @@ class PFedPara:
     degree: ClassVar[int] = 1
     homogeneous: ClassVar[bool] = False
     local: ClassVar[tuple[int, ...]] = (2, 3, 5)  # X2, Y2, T2
+    residual: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_share("PFedPara", "gamma", self.gamma, zero=True)
@@ -114,6 +161,16 @@ class PFedPara:
         """The dense weight; a 1 × 1 kernel as the matrix (out, in)."""
         return compose.pfedpara(*factors)
 
+    def seen(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape that the factors are made for: the dense one."""
+        return shape
+
+    def linear(self, inputs: Tensor, *factors: Tensor) -> Tensor | None:
+        """inputs Wᵀ without W, (..., in) → (..., out); None where composing W is cheaper."""
+        if not compose.pays_without_weight(inputs, *factors):
+            return None
+        return compose.linear_without_weight(inputs, *factors) + inputs @ factors[1] @ factors[0].mT
+
     def pair_rms(self, rms: float) -> float:
         """The rms that each pair X Yᵀ needs for W to have this rms."""
         # Both pairs of variance v: Var W = v(1 + v), as E[W1] = 0.
@@ -124,32 +181,42 @@ class PFedPara:
 class LowRank:
     """W = X Yᵀ, (out, in); Tucker-2 for convolutions: the baseline of FedPara's Table 2.
 
-    `ratio` in (0, 1] is a share of each layer's dense parameters. `gamma` in [0, 1] gives the layer at most as many
-    numbers as FedPara(gamma) would (2R in place of R for a matrix): the paper's comparison at equal parameters. Give
-    one. Raises ConfigError.
+    `gamma` in [0, 1] gives each layer at most as many numbers as FedPara(gamma) would (2R in place of R for a matrix):
+    the paper's comparison at equal parameters. `ratio` and `payload_bytes` are budgets of the whole model as FedPara's.
+    Give one. Raises ConfigError.
     """
 
     gamma: float | None = None
     ratio: float | None = None
+    payload_bytes: int | None = None
 
     kind: ClassVar[str] = "lowrank"
     pairs: ClassVar[int] = 1
     degree: ClassVar[int] = 1
     homogeneous: ClassVar[bool] = True
     local: ClassVar[tuple[int, ...]] = ()
+    residual: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        _check_gamma_or_ratio("LowRank", self.gamma, self.ratio)
+        _check_size("LowRank", self.gamma, self.ratio, self.payload_bytes)
 
     def rank(self, shape: tuple[int, ...]) -> int:
-        """R of a weight of this dense shape."""
+        """R of a weight of this dense shape; where a budget sets R, the least that it can be."""
         if self.gamma is None:
-            return rank_for_ratio(shape, cast(float, self.ratio), self.pairs)
+            return 1
         return largest_rank(shape, factor_parameters(shape, rank_for(shape, self.gamma)), self.pairs)
 
     def compose(self, *factors: Tensor) -> Tensor:
         """The dense weight; a 1 × 1 kernel as the matrix (out, in)."""
         return compose.low_rank(*factors)
+
+    def seen(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape that the factors are made for: the dense one."""
+        return shape
+
+    def linear(self, inputs: Tensor, *factors: Tensor) -> Tensor | None:
+        """inputs Wᵀ without W, (..., in) → (..., out): the factors hold fewer numbers, so it is always cheaper."""
+        return inputs @ factors[1] @ factors[0].mT
 
     def pair_rms(self, rms: float) -> float:
         """The rms that each pair X Yᵀ needs for W to have this rms."""
@@ -164,7 +231,8 @@ class LayerReport:
     """What parametrize_ did to one weight. `name` is its key in the dense state_dict; `shape` is (out, in, k...).
 
     `kind` is "fedpara", "pfedpara", "lowrank" or "dense"; a dense weight has no rank and a `reason`.
-    `local_parameters` of the `parameters` stay with the client.
+    `local_parameters` of the `parameters` stay with the client; `frozen_numbers`, a residual's W0, are kept beside them
+    and neither trained nor sent. `fit_error` is ‖W − Ŵ‖ / ‖W‖ as fit=True left it (Frobenius norms).
     """
 
     name: str
@@ -176,104 +244,8 @@ class LayerReport:
     dense_parameters: int
     local_parameters: int = 0
     reason: str | None = None
-
-
-class Factorised(nn.Module):
-    """The parametrization of one weight: factors → dense weight of `shape`."""
-
-    def __init__(
-        self,
-        config: Config,
-        shape: tuple[int, ...],
-        rank: int,
-        order: tuple[str, ...],
-        generator: torch.Generator | None,
-    ) -> None:
-        super().__init__()
-        self.config = config
-        self.shape = shape
-        self.rank = rank
-        self.order = order  # the owner's parameter names before anything was factorised: merge_ restores it
-        self._generator = generator
-        self._drawn = False
-
-    def forward(self, *factors: Tensor) -> Tensor:
-        device = factors[0].device.type
-        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-            # A dense weight is not rounded by autocast where it lies, only where an operation asks for it.
-            with torch.autocast(device, enabled=False):
-                return self.config.compose(*factors).reshape(self.shape)
-        return self.config.compose(*factors).reshape(self.shape)
-
-    def right_inverse(self, weight: Tensor) -> tuple[Tensor, ...]:
-        if self._drawn:
-            raise ConfigError(
-                f"a factorised weight {self.shape} cannot be assigned: load its factors from a state_dict, or merge_"
-            )
-        factors = draw_factors(self.config, weight, self.rank, self._generator)
-        self._drawn, self._generator = True, None
-        return factors
-
-    def local_parameters(self) -> int:
-        sizes = [math.prod(shape) for shape in pair_shapes(self.shape, self.rank)]
-        return sum(sizes) if self.config.local else 0
-
-    def extra_repr(self) -> str:
-        return f"{self.config}, shape={self.shape}, rank={self.rank}"
-
-
-# ---------------------------------------------------------------------------------------------------- initialisation
-
-
-def _rms(tensor: Tensor) -> float:
-    return math.sqrt(float(tensor.detach().to("cpu", torch.float64).square().mean()))
-
-
-def _factor_std(pair_rms: float, rank: int, count: int) -> float:
-    """Std of each of a pair's factors such that the pair's product has this rms (derived; see draw_factors)."""
-    return math.sqrt(pair_rms / math.sqrt(rank)) if count == 2 else (pair_rms / rank) ** (1 / 3)
-
-
-def draw_factors(
-    config: Config, weight: Tensor, rank: int, generator: torch.Generator | None = None
-) -> tuple[Tensor, ...]:
-    """Normal factors whose composed weight has the rms s of `weight`, (out, in, k...).
-
-    X Yᵀ of factors with std σ has variance R·σ⁴, the Tucker form R²·σ⁶; ⊙ multiplies the two pairs' variances. Hence
-    σ = (s/R)^{1/4} and (s/R²)^{1/6} for FedPara; the draw's own deviation, and tanh, are then measured and corrected.
-    Rows that are zero in `weight` (a padding index, a zero-initialised layer) stay zero through zero rows of X1, which
-    still receive gradients. Drawn on the generator's device, else on the CPU, so that every device starts alike.
-    """
-    one_pair = pair_shapes(tuple(weight.shape), rank)
-    # X1, Y1, X2, Y2, T1, T2
-    shapes = one_pair[:2] * config.pairs + one_pair[2:] * config.pairs
-    if weight.is_meta:
-        return tuple(torch.empty(shape, dtype=weight.dtype, device="meta") for shape in shapes)
-    rows = weight.detach().flatten(1)
-    alive = rows.ne(0).any(1)
-    rms = _rms(rows[alive]) if alive.any() else rows.shape[1] ** -0.5
-    device = generator.device if generator is not None else torch.device("cpu")
-    dtype = torch.promote_types(weight.dtype, torch.float32)
-    units = [torch.randn(shape, generator=generator, dtype=dtype, device=device) for shape in shapes]
-    std = _fitted_std(config, units, rms, rank)
-    factors = [unit * std for unit in units]
-    factors[0] = factors[0] * alive.to(device).unsqueeze(1)
-    return tuple(factor.to(weight.device, weight.dtype) for factor in factors)
-
-
-def _fitted_std(config: Config, units: list[Tensor], rms: float, rank: int) -> float:
-    """The std to give standard normal factors so that their composition has this rms, to about 0.1 %."""
-    # In float64, and four digits in the end: the order in which a machine's threads sum must not show in the factors.
-    units = [unit.to("cpu", torch.float64) for unit in units]
-    per_pair = len(units) // config.pairs
-    pair_rms = config.pair_rms(rms)
-    for _ in range(12):
-        std = _factor_std(pair_rms, rank, per_pair)
-        error = rms / _rms(config.compose(*(unit * std for unit in units)))
-        pair_rms *= error ** (1 / config.degree)
-        if config.homogeneous or abs(error - 1) < 1e-3:
-            break
-    return float(f"{_factor_std(pair_rms, rank, per_pair):.4g}")
+    frozen_numbers: int = 0
+    fit_error: float | None = None
 
 
 # -------------------------------------------------------------------------------------------------- which weights
@@ -301,15 +273,6 @@ class _Weight:
 
     def factorised(self) -> Factorised | None:
         return factorised(self.module).get(self.tensor_name)
-
-
-def factorised(module: nn.Module) -> dict[str, Factorised]:
-    """This module's own factorised tensors, by name, without those of its children."""
-    lists = module._modules.get("parametrizations")
-    if not isinstance(lists, nn.ModuleDict):
-        return {}
-    firsts = {name: cast(nn.ModuleList, found)[0] for name, found in lists.items()}
-    return {name: first for name, first in firsts.items() if isinstance(first, Factorised)}
 
 
 def _weights(model: nn.Module) -> Iterator[_Weight]:
@@ -380,12 +343,16 @@ def _why_dense(weight: _Weight, config: Config, tied: set[int]) -> str | None:
         reason = f"{dense.dtype} {dense.layout}, not a dense real weight"
     elif getattr(module, "sparse", False):
         reason = "sparse=True: factors have dense gradients"
-    elif min(shape[:2]) < THIN:
-        reason = f"thin: a side of {shape[:2]} is under {THIN}"
-    elif (held := factor_parameters(shape, config.rank(shape), config.pairs)) >= dense.numel():
+    elif min(sides := config.seen(shape)[:2]) < THIN:
+        reason = f"thin: a side of {sides} is under {THIN}"
+    elif (held := factor_parameters(config.seen(shape), config.rank(shape), config.pairs)) >= dense.numel():
         reason = f"no gain: factors of rank {config.rank(shape)} hold {held} numbers, the weight {dense.numel()}"
-    elif isinstance(config, FedPara) and config.activation == "tanh" and not dense.is_meta and _rms(dense) > TANH_RMS:
-        reason = f"tanh keeps weights under 1: its rms {_rms(dense):.3g} is above {TANH_RMS}"
+    elif (
+        getattr(config, "activation", None) == "tanh"
+        and not dense.is_meta
+        and (rms := root_mean_square(dense)) > TANH_RMS
+    ):
+        reason = f"tanh keeps weights under 1: its rms {rms:.3g} is above {TANH_RMS}"
     return reason
 
 
@@ -411,13 +378,19 @@ def _check_arguments(model: object, config: object, filter_fn: object) -> None:
 
 
 def parametrize_(
-    model: nn.Module, config: Config, filter_fn: FilterFn | None = None, *, generator: torch.Generator | None = None
+    model: nn.Module,
+    config: Config,
+    filter_fn: FilterFn | None = None,
+    *,
+    generator: torch.Generator | None = None,
+    fit: bool = False,
 ) -> nn.Module:
     """Replace the model's weights by factors, in place, and return the model (FedPara, Props. 1 and 3).
 
     Layers for which filter_fn(module, name) is False stay dense; without a filter_fn those that match the model's
     `keep_dense` glob patterns. What was done is read with `describe`. Factors are drawn from `generator`, else from the
-    global one, in the order of the state_dict. Nothing is changed when an error is raised. Raises ConfigError.
+    global one, in the order of the state_dict. fit=True fits them to the weights of a trained model instead, and
+    `describe` has each layer's error. Nothing is changed when an error is raised. Raises ConfigError.
     """
     _check_arguments(model, config, filter_fn)
     wanted = filter_fn if filter_fn is not None else _keep_dense_filter(model)
@@ -436,23 +409,46 @@ def parametrize_(
     for weight in chosen_weights:
         if not weight.dense.is_meta and not weight.dense.isfinite().all():
             raise ConfigError(f"parametrize_: {weight.name} holds values that are not finite; initialise it first")
+        if fit and weight.dense.is_meta:
+            raise ConfigError(
+                f"parametrize_: fit=True needs trained weights, and {weight.name} is on meta; load it first"
+            )
+    if fit and config.residual:
+        raise ConfigError("parametrize_: a residual starts at the trained weights themselves; leave fit=True out")
+    ranks = _ranks(model, config, chosen_weights, fit)
+    plan = [(weight, _WORTH if ranks.get(weight, 0) is None else reason) for weight, reason in plan]
     for module in model.modules():
         module.__dict__.pop("_fedpara_dense", None)
     for weight, reason in plan:
         if reason is not None:
             weight.module.__dict__.setdefault("_fedpara_dense", {})[weight.tensor_name] = reason
-    _factorise(chosen_weights, config, generator)
+    _factorise({weight: rank for weight, rank in ranks.items() if rank is not None}, config, generator, fit)
     return model
 
 
-def _factorise(weights: list[_Weight], config: Config, generator: torch.Generator | None) -> None:
-    orders = {id(weight.module): tuple(weight.module._parameters) for weight in weights}
-    for weight in weights:
+def _ranks(model: nn.Module, config: Config, weights: list[_Weight], fit: bool) -> dict[_Weight, int | None]:
+    """A rank for each weight, None where the model's budget leaves it dense."""
+    from .budget import budgeted_ranks
+
+    tensors = [weight.dense for weight in weights]
+    if isinstance(config, PFedPara) or config.gamma is not None:
+        ranks: list[int | None] = [config.rank(tuple(tensor.shape)) for tensor in tensors]
+    else:
+        ranks = budgeted_ranks(model, config, tensors, trained=fit)
+    return dict(zip(weights, ranks, strict=True))
+
+
+def _factorise(ranks: dict[_Weight, int], config: Config, generator: torch.Generator | None, fit: bool) -> None:
+    orders = {id(weight.module): tuple(weight.module._parameters) for weight in ranks}
+    for weight, rank in ranks.items():
         shape = tuple(weight.dense.shape)
-        form = Factorised(config, shape, config.rank(shape), orders[id(weight.module)], generator)
+        order = orders[id(weight.module)]
+        # The layers whose operations autocast runs in its low precision.
+        lowered = isinstance(weight.module, nn.Linear | nn.modules.conv._ConvNd | nn.MultiheadAttention)
+        form = Factorised(config, shape, rank, order=order, generator=generator, lowered=lowered, fit=fit)
         parametrize.register_parametrization(weight.module, weight.tensor_name, form)
-    for module in dict.fromkeys(weight.module for weight in weights):
-        _adapt_class(module)
+    for module in dict.fromkeys(weight.module for weight in ranks):
+        adapt_class(module)
 
 
 def merge_(model: nn.Module) -> nn.Module:
@@ -516,9 +512,11 @@ def _report(weight: _Weight) -> LayerReport:
         kind=own.config.kind,
         shape=own.shape,
         rank=own.rank,
-        parameters=factor_parameters(own.shape, own.rank, own.config.pairs),
+        parameters=factor_parameters(own.config.seen(own.shape), own.rank, own.config.pairs),
         dense_parameters=math.prod(own.shape),
         local_parameters=own.local_parameters(),
+        frozen_numbers=0 if own.base is None else own.base.numel(),
+        fit_error=own.fit_error,
     )
 
 
@@ -530,72 +528,3 @@ def parameter_count(model: nn.Module) -> int:
 def dense_parameters(model: nn.Module) -> int:
     """Number of parameters the model has when merged; a tied weight once."""
     return parameter_count(model) + sum(row.dense_parameters - row.parameters for row in describe(model))
-
-
-# ------------------------------------------------------------------------- adapting torch's parametrized classes
-# register_parametrization gives each layer a class of its own, derived from the layer's: it is the place for what that
-# layer's code needs beyond a property per weight.
-
-
-def _adapt_class(module: nn.Module) -> None:
-    own_class: Any = type(module)
-    own_class.__reduce_ex__ = _reduce
-    if isinstance(module, nn.RNNBase | nn.MultiheadAttention):
-        # Their forward reads a weight several times.
-        for name in factorised(module):
-            setattr(own_class, name, _held(name, own_class.__dict__[name]))
-        own_class.forward = _forward_composing_once
-    if isinstance(module, nn.RNNBase):
-        # RNNBase keeps a list of its weights, which would be stale dense ones: read them anew instead.
-        own_class._flat_weights = property(_read_flat_weights, _ignore)
-        own_class._init_flat_weights = _ignore
-        own_class._update_flat_weights = _ignore
-        own_class.flatten_parameters = _ignore
-        module.__dict__.pop("_flat_weights", None)
-
-
-def _held(name: str, composed: property) -> property:
-    def read(module: nn.Module) -> Tensor:
-        held: dict[str, Tensor] = module.__dict__.get("_fedpara_held", {})
-        return held[name] if name in held else cast(Callable[[nn.Module], Tensor], composed.fget)(module)
-
-    return property(read, composed.fset)
-
-
-def _forward_composing_once(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    # Held by the layer, not by torch's global parametrize.cached(), which is not safe between threads.
-    module.__dict__["_fedpara_held"] = {name: getattr(module, name) for name in factorised(module)}
-    try:
-        return cast(Any, type(module).__bases__[0]).forward(module, *args, **kwargs)
-    finally:
-        # Not a leaf: left behind it would break deepcopy and keep the graph alive.
-        del module.__dict__["_fedpara_held"]
-
-
-def _read_flat_weights(module: nn.RNNBase) -> list[Tensor | None]:
-    return [getattr(module, name, None) for name in module._flat_weights_names]
-
-
-def _ignore(module: nn.Module, *args: object) -> None:
-    """A parametrized recurrent layer has no list of weights to set, update or flatten."""
-
-
-def _reduce(module: nn.Module, protocol: Any) -> tuple[Any, ...]:
-    """Pickle a factorised layer, whose class has no importable name, as its own class, state and factors."""
-    state = {**module.__dict__, "_modules": dict(module._modules)}
-    state.pop("_flat_weight_refs", None)
-    lists = dict(cast(nn.ModuleDict, state["_modules"].pop("parametrizations")).items())
-    return _rebuild, (type(module).__bases__[0], state, lists)
-
-
-def _rebuild(base: type[nn.Module], state: dict[str, Any], lists: dict[str, nn.Module]) -> nn.Module:
-    module = base.__new__(base)
-    module.__dict__.update(state)
-    module._parameters = dict(module._parameters)  # copy.copy passes the original's own
-    for name, factors in lists.items():
-        # Any tensor will do to give the module its parametrized class; the pickled factors then take its place.
-        module.register_parameter(name, nn.Parameter(torch.empty(0)))
-        parametrize.register_parametrization(module, name, nn.Identity())
-        cast(nn.ModuleDict, module.parametrizations)[name] = factors
-    _adapt_class(module)
-    return module

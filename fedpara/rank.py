@@ -1,4 +1,4 @@
-"""Ranks: from γ or a share of the dense parameters to the inner rank R of one layer (FedPara, Prop. 2, Cor. 1).
+"""Ranks: from γ or a number of parameters to the inner rank R of one layer (FedPara, Prop. 2, Cor. 1).
 
 A weight is described by its dense shape, (out, in) or (out, in, k1[, k2, k3]). With K = k1·k2·k3, one factorised pair
 X Yᵀ holds R(out + in) numbers as a matrix and R(out + in) + K·R² as a Tucker-2 tensor (Prop. 3). A kernel of a single
@@ -64,15 +64,6 @@ def rank_for(shape: Sequence[int], gamma: float = 0.1) -> int:
     r_min = math.isqrt(min(out_side, in_side) - 1) + 1
     r_max = largest_rank(shape, out_side * in_side * kernel)
     return max(1, round((1 - gamma) * r_min + gamma * r_max))
-
-
-def rank_for_ratio(shape: Sequence[int], ratio: float, pairs: int = 2) -> int:
-    """The largest R whose factors hold at most `ratio` of the dense weight's numbers, but at least 1.
-
-    Raises ConfigError.
-    """
-    check_share("rank_for_ratio", "ratio", ratio, zero=False)
-    return max(1, largest_rank(shape, int(ratio * math.prod(split_shape(shape))), pairs))
 
 
 def check_share(owner: str, name: str, value: object, *, zero: bool) -> None:

@@ -12,13 +12,18 @@ from .parametrize import factorised
 
 
 def local_names(model: nn.Module) -> list[str]:
-    """The state_dict keys that stay with the client: X2, Y2 and T2 of PFedPara layers, in state_dict order."""
+    """The state_dict keys that stay with the client, in state_dict order.
+
+    X2, Y2 and T2 of PFedPara layers; the frozen W0 of residual ones, which every client has from the start.
+    """
     local: set[str] = set()
     # A layer reached under two names has its keys under both.
     for module_name, module in model.named_modules(remove_duplicate=False):
         prefix = f"{module_name}." if module_name else ""
         for tensor_name, own in factorised(module).items():
-            local |= {f"{prefix}parametrizations.{tensor_name}.original{index}" for index in own.config.local}
+            stack = f"{prefix}parametrizations.{tensor_name}"
+            local |= {f"{stack}.original{index}" for index in own.config.local}
+            local |= {f"{stack}.0.base"} if own.base is not None else set()
     return [name for name in model.state_dict() if name in local]
 
 

@@ -173,7 +173,7 @@ def test_split_checks_its_tensors():
 
 
 def test_a_named_folder_that_is_not_there_is_refused_and_not_made(tmp_path, monkeypatch):
-    with pytest.raises(DataError, match="data-dir = .*slip is no folder"):
+    with pytest.raises(DataError, match=r"data-dir = .*slip is no folder"):
         load_dataset("mnist", folder=tmp_path / "slip")
     monkeypatch.setenv("FEDPARA_DATA", str(tmp_path / "slip"))
     with pytest.raises(DataError, match=r"\$FEDPARA_DATA = .*slip is no folder"):

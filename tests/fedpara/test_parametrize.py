@@ -34,7 +34,8 @@ from fedpara.parametrize import (
 from fedpara.rank import factor_parameters, rank_for
 from tests import reference
 
-CONFIGS = [FedPara(gamma=0.2), FedPara(ratio=0.6, activation="tanh"), PFedPara(gamma=0.2), LowRank(ratio=0.6)]
+# By gamma, which has a rank for every layer: a budget may leave the dearest to factorise dense.
+CONFIGS = [FedPara(gamma=0.2), FedPara(gamma=0.4, activation="tanh"), PFedPara(gamma=0.2), LowRank(gamma=0.4)]
 
 
 def _images(channels: int, dims: int) -> Callable[[], tuple[Tensor, ...]]:
@@ -343,8 +344,10 @@ def test_autocast_gives_the_dtypes_of_the_dense_layer(case: Any) -> None:
     model, inputs, names = case
     plain = copy.deepcopy(model)
     parametrize_(model, FedPara(gamma=0.2))
+    # Autocast lowers these layers' operations; recurrent ones and embeddings stay whole.
+    low = isinstance(model, nn.Linear | nn.modules.conv._ConvNd | nn.MultiheadAttention | nn.TransformerEncoderLayer)
     with torch.autocast("cpu", torch.bfloat16):
-        assert all(composed(model, name).dtype == torch.float32 for name in names)
+        assert {composed(model, name).dtype for name in names} == {torch.bfloat16 if low else torch.float32}
         ours, theirs = flat(model(*inputs)), flat(plain(*inputs))
     assert [part.dtype for part in ours] == [part.dtype for part in theirs]
     assert_same([part.float() for part in ours], model(*inputs), 0.1)
@@ -659,15 +662,6 @@ def test_low_rank_gamma_matches_fedparas_parameters() -> None:
         assert factor_parameters(shape, rank, 1) <= ours < factor_parameters(shape, rank + 1, 1)
 
 
-@pytest.mark.parametrize("config", [FedPara(ratio=0.3), LowRank(ratio=0.3)], ids=str)
-def test_ratio_holds_layer_by_layer(config: Any) -> None:
-    rows = [row for row in describe(parametrize_(CNN(), config)) if row.rank]
-    assert len(rows) >= 3
-    for row in rows:
-        assert row.parameters <= 0.3 * row.dense_parameters
-        assert factor_parameters(row.shape, row.rank + 1, config.pairs) > 0.3 * row.dense_parameters
-
-
 def test_describe_tells_what_stays_with_the_client() -> None:
     model = nn.Sequential(nn.Linear(64, 64), nn.Conv2d(32, 32, 3))
     assert {row.reason for row in describe(model)} == {"not parametrized"}
@@ -694,6 +688,10 @@ def test_describe_tells_what_stays_with_the_client() -> None:
         (lambda: PFedPara(gamma=-1), "PFedPara: gamma=-1"),
         (lambda: PFedPara(gamma=None), "gamma=None"),
         (LowRank, "exactly one"),
+        (lambda: FedPara(gamma=0.1, payload_bytes=1000), "exactly one"),
+        (lambda: FedPara(payload_bytes=0), "payload_bytes=0 is not allowed; give a whole number of bytes"),
+        (lambda: FedPara(payload_bytes=1e6), "payload_bytes=1000000.0"),
+        (lambda: LowRank(payload_bytes=True), "LowRank: payload_bytes=True"),
         (lambda: LowRank(ratio=-0.5), "LowRank: ratio=-0.5"),
     ],
 )

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from fedpara.errors import ConfigError
 from fedpara.models import VGG16
 from fedpara.parametrize import FedPara, dense_parameters, describe, parameter_count, parametrize_
-from fedpara.rank import factor_parameters, largest_rank, rank_for, rank_for_ratio
+from fedpara.rank import factor_parameters, largest_rank, rank_for
 from tests import reference
 
 # FedPara, Table 5: VGG16, 10 classes, millions of parameters at γ = 0.1, 0.2, ..., 0.9.
@@ -35,9 +35,9 @@ def test_rank_for_is_the_papers_rule(shape: tuple[int, ...], gamma: float) -> No
 
 @no_deadline
 @given(shapes, st.floats(0.001, 1), st.sampled_from([1, 2]))
-def test_ratio_gives_the_largest_rank_within_it(shape: tuple[int, ...], ratio: float, pairs: int) -> None:
+def test_largest_rank_is_the_largest_within_a_share(shape: tuple[int, ...], ratio: float, pairs: int) -> None:
     budget = ratio * math.prod(shape)
-    assert rank_for_ratio(shape, ratio, pairs) == max(1, reference.count_up(shape, budget, pairs))
+    assert largest_rank(shape, int(budget), pairs) == reference.count_up(shape, budget, pairs)
 
 
 @no_deadline
@@ -91,10 +91,6 @@ def test_a_shape_that_is_no_weights_is_refused(shape: object) -> None:
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.1, math.nan, math.inf, "0.1", None, True])
-def test_a_gamma_or_ratio_out_of_range_is_refused(value: object) -> None:
+def test_a_gamma_out_of_range_is_refused(value: object) -> None:
     with pytest.raises(ConfigError, match=r"gamma=.*\[0, 1\]"):
         rank_for((8, 8), value)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match=r"ratio=.*\(0, 1\]"):
-        rank_for_ratio((8, 8), value)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError):
-        rank_for_ratio((8, 8), 0)

@@ -1,0 +1,245 @@
+"""Factorised weights inside torch's layers: the parametrization, and what each layer's class needs besides.
+
+torch.nn.utils.parametrize gives each layer a class of its own, derived from the layer's, with a property per weight.
+Here those classes learn to hold a composed weight for several forwards, to be pickled, and to do without a weight.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from .errors import ConfigError
+from .fit import fit_factors
+from .initialise import draw_factors
+from .rank import pair_shapes
+
+if TYPE_CHECKING:
+    from .parametrize import Config
+
+
+class Factorised(nn.Module):
+    """The parametrization of one weight: factors → dense weight of `shape`.
+
+    `base` is the frozen weight W0 that a residual configuration adds to, else None.
+    """
+
+    base: Tensor | None
+
+    def __init__(
+        self,
+        config: Config,
+        shape: tuple[int, ...],
+        rank: int,
+        *,
+        order: tuple[str, ...],
+        generator: torch.Generator | None,
+        lowered: bool,
+        fit: bool = False,
+    ) -> None:
+        super().__init__()
+        self.register_buffer("base", None)
+        self.config = config
+        self.shape = shape
+        self.rank = rank
+        self.lowered = lowered  # whether autocast would lower the precision of this weight
+        self.order = order  # the owner's parameter names before anything was factorised: merge_ restores it
+        self.fit_error: float | None = None
+        self._fit = fit
+        self._generator = generator
+        self._drawn = False
+
+    def forward(self, *factors: Tensor) -> Tensor:
+        device = factors[0].device.type
+        if not _autocasts(device):
+            return self._compose(*factors, base=self.base)
+        dtype = torch.get_autocast_dtype(device)
+        # Autocast rounds a dense weight where a layer's operation asks for it: the others, embeddings, get it whole.
+        lowered = self.lowered and factors[0].dtype == torch.float32
+        base = self.base.to(dtype) if lowered and self.base is not None else self.base
+        with torch.autocast(device, enabled=False):
+            return self._compose(*(factor.to(dtype) if lowered else factor for factor in factors), base=base)
+
+    def _compose(self, *factors: Tensor, base: Tensor | None) -> Tensor:
+        given: dict[str, Any] = {} if base is None else {"base": base}  # only FedPara takes one
+        return self.config.compose(*factors, **given).reshape(self.shape)
+
+    def linear(self, inputs: Tensor, *factors: Tensor) -> Tensor | None:
+        """inputs Wᵀ without W, (..., in) → (..., out), where that is cheaper; None where it is not."""
+        if _autocasts(inputs.device.type):
+            return None
+        outputs = self.config.linear(inputs, *factors)
+        if outputs is None or self.base is None:
+            return outputs
+        return outputs + nn.functional.linear(inputs, self.base)
+
+    def right_inverse(self, weight: Tensor) -> tuple[Tensor, ...]:
+        if self._drawn:
+            raise ConfigError(
+                f"a factorised weight {self.shape} cannot be assigned: load its factors from a state_dict, or merge_"
+            )
+        seen = weight.reshape(self.config.seen(self.shape))
+        if self._fit:
+            factors, self.fit_error = fit_factors(self.config, seen, self.rank, self._generator)
+        else:
+            factors = draw_factors(self.config, seen, self.rank, self._generator)
+        if self.config.residual:
+            self.base = weight.detach().clone(memory_format=torch.contiguous_format)
+            factors[0].zero_()  # ΔW = 0, and the gradient of X1 is not
+        self._drawn, self._generator = True, None
+        return factors
+
+    def local_parameters(self) -> int:
+        sizes = [math.prod(shape) for shape in pair_shapes(self.shape, self.rank)]
+        return sum(sizes) if self.config.local else 0
+
+    def extra_repr(self) -> str:
+        return f"{self.config}, shape={self.shape}, rank={self.rank}"
+
+
+def _autocasts(device: str) -> bool:
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def factorised(module: nn.Module) -> dict[str, Factorised]:
+    """This module's own factorised tensors, by name, without those of its children."""
+    lists = module._modules.get("parametrizations")
+    if not isinstance(lists, nn.ModuleDict):
+        return {}
+    firsts = {name: cast(nn.ModuleList, found)[0] for name, found in lists.items()}
+    return {name: first for name, first in firsts.items() if isinstance(first, Factorised)}
+
+
+@contextmanager
+def composed_once(model: nn.Module) -> Iterator[nn.Module]:
+    """Compose every factorised weight once for all the forward passes inside, and yield the model.
+
+    For the micro-batches of one optimiser step, or a whole evaluation. Gradients of the composed weights add up inside;
+    on leaving they flow into the factors' .grad, once: step the optimiser after the block, not in it. Weights are
+    composed in full precision, also under autocast, which rounds them where it uses them. Dense weights of the whole
+    model, and their gradients, are in memory meanwhile. After an error inside, the factors get no gradients.
+    """
+    with ExitStack() as release:
+        pairs = [pair for module in model.modules() for pair in _hold(module, release)]
+        yield model
+        reached = [(weight, leaf.grad) for weight, leaf in pairs if leaf.grad is not None]
+        if reached:
+            weights, grads = zip(*reached, strict=True)
+            torch.autograd.backward(weights, grads)
+
+
+def _hold(module: nn.Module, release: ExitStack) -> list[tuple[Tensor, Tensor]]:
+    """Compose this module's weights and hold them until `release`: (weight with its graph, leaf that is held)."""
+    names = [name for name in factorised(module) if name not in _held_weights(module)]
+    if not names:
+        return []
+    device = next(module.parameters()).device.type
+    precise = torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else ExitStack()
+    with precise:
+        weights = {name: cast(Tensor, getattr(module, name)) for name in names}
+    # Leaves gather the gradients of several backward passes, each of which may free its own graph.
+    leaves = {name: weight.detach().requires_grad_(weight.requires_grad) for name, weight in weights.items()}
+    module.__dict__["_fedpara_held"] = _Held(leaves)
+    release.callback(module.__dict__.pop, "_fedpara_held", None)
+    return [(weights[name], leaves[name]) for name in names]
+
+
+class _Held(dict[str, Tensor]):
+    """Composed weights that a module holds for a while, and that its copies do not."""
+
+    def __deepcopy__(self, memo: dict[int, object]) -> _Held:
+        return _Held()
+
+
+def _held_weights(module: nn.Module) -> _Held:
+    return cast(_Held, module.__dict__.get("_fedpara_held", _Held()))
+
+
+def adapt_class(module: nn.Module) -> None:
+    """Give the class that torch made for this parametrized layer what the layer's code needs beyond its properties."""
+    own_class: Any = type(module)
+    own_class.__reduce_ex__ = _reduce
+    for name in factorised(module):
+        setattr(own_class, name, _held(name, own_class.__dict__[name]))
+    base = own_class.__bases__[0]
+    if isinstance(module, nn.RNNBase | nn.MultiheadAttention):
+        # Their forward reads a weight several times.
+        own_class.forward = _forward_composing_once
+    elif base.forward is nn.Linear.forward:
+        own_class.forward = _linear_forward
+    if isinstance(module, nn.RNNBase):
+        # RNNBase keeps a list of its weights, which would be stale dense ones: read them anew instead.
+        own_class._flat_weights = property(_read_flat_weights, _ignore)
+        own_class._init_flat_weights = _ignore
+        own_class._update_flat_weights = _ignore
+        own_class.flatten_parameters = _ignore
+        module.__dict__.pop("_flat_weights", None)
+
+
+def _held(name: str, composed: property) -> property:
+    def read(module: nn.Module) -> Tensor:
+        held = _held_weights(module)
+        return held[name] if name in held else cast(Callable[[nn.Module], Tensor], composed.fget)(module)
+
+    return property(read, composed.fset)
+
+
+def _forward_composing_once(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    forward = cast(Any, type(module).__bases__[0]).forward
+    if _held_weights(module):
+        return forward(module, *args, **kwargs)
+    # Held by the layer, not by torch's global parametrize.cached(), which is not safe between threads.
+    module.__dict__["_fedpara_held"] = _Held({name: getattr(module, name) for name in factorised(module)})
+    try:
+        return forward(module, *args, **kwargs)
+    finally:
+        # Not a leaf: left behind it would break deepcopy and keep the graph alive.
+        del module.__dict__["_fedpara_held"]
+
+
+def _linear_forward(module: nn.Linear, inputs: Tensor) -> Tensor:
+    own = factorised(module).get("weight")
+    outputs = None
+    if own is not None and not _held_weights(module) and not parametrize._cache_enabled:
+        stack = cast(parametrize.ParametrizationList, cast(nn.ModuleDict, module.parametrizations)["weight"])
+        if len(stack) == 1:
+            outputs = own.linear(inputs, *(getattr(stack, f"original{index}") for index in range(stack.ntensors)))
+    if outputs is None:
+        return nn.functional.linear(inputs, module.weight, module.bias)
+    return outputs if module.bias is None else outputs + module.bias
+
+
+def _read_flat_weights(module: nn.RNNBase) -> list[Tensor | None]:
+    return [getattr(module, name, None) for name in module._flat_weights_names]
+
+
+def _ignore(module: nn.Module, *args: object) -> None:
+    """A parametrized recurrent layer has no list of weights to set, update or flatten."""
+
+
+def _reduce(module: nn.Module, protocol: Any) -> tuple[Any, ...]:
+    """Pickle a factorised layer, whose class has no importable name, as its own class, state and factors."""
+    state = {**module.__dict__, "_modules": dict(module._modules)}
+    state.pop("_flat_weight_refs", None)
+    state.pop("_fedpara_held", None)
+    lists = dict(cast(nn.ModuleDict, state["_modules"].pop("parametrizations")).items())
+    return _rebuild, (type(module).__bases__[0], state, lists)
+
+
+def _rebuild(base: type[nn.Module], state: dict[str, Any], lists: dict[str, nn.Module]) -> nn.Module:
+    module = base.__new__(base)
+    module.__dict__.update(state)
+    module._parameters = dict(module._parameters)  # copy.copy passes the original's own
+    for name, factors in lists.items():
+        # Any tensor will do to give the module its parametrized class; the pickled factors then take its place.
+        module.register_parameter(name, nn.Parameter(torch.empty(0)))
+        parametrize.register_parametrization(module, name, nn.Identity())
+        cast(nn.ModuleDict, module.parametrizations)[name] = factors
+    adapt_class(module)
+    return module
