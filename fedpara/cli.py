@@ -193,12 +193,17 @@ def report(run: Path) -> None:
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("output", type=click.Path(path_type=Path, dir_okay=False))
 def export(run: Path, output: Path) -> None:
-    """Write a run's merged model, plain layers only, as safetensors to OUTPUT."""
-    from .export import export_safetensors
+    """Write a run's merged model, plain layers only, to OUTPUT.
+
+    Its suffix says how: .safetensors (weights), .pt2 (a program of torch.export) or .onnx, which needs
+    pip install 'fedpara[export]'. What was written is read back and compared with the federated model.
+    """
+    from .export import export_run
     from .run import Run
 
-    count = export_safetensors(Run(run).model(), output)
-    click.echo(f"{output}: {count} tensors")
+    difference = export_run(Run(run), output)
+    checked = "not compared: the task has no example_input()" if difference is None else f"within {difference:.1e}"
+    click.echo(f"{output}: {output.stat().st_size:,} bytes, outputs {checked}")
 
 
 def main() -> None:

@@ -114,6 +114,10 @@ class Task(ABC):
         """A training batch made ready: scaled, and augmented with synthetic variation drawn from ``generator``."""
         return batch
 
+    def example_input(self) -> Batch | None:
+        """What ``model(*inputs)`` takes, for two examples or more: exports trace the network with it, and compare."""
+        return None
+
     def optimizer(self, model: nn.Module, training: Training, lr: float) -> torch.optim.Optimizer:
         """The local optimiser of one round; ``lr`` is the round's learning rate."""
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

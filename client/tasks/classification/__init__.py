@@ -123,6 +123,9 @@ class Classification(Task):
         images, targets = augment(images.float() / 255, labels, self.options.augment, classes, generator)
         return self._scaled(images), targets
 
+    def example_input(self) -> Batch:
+        return (self._scaled(self.images.test.images[:4].float() / 255),)
+
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         images, targets = batch  # class indices, or shares of classes where samples were mixed
         return F.cross_entropy(model(images), targets)
