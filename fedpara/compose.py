@@ -13,6 +13,7 @@ forward-mode differentiation and create_graph=True.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, cast
 
 import torch
@@ -117,24 +118,40 @@ class _Hadamard(torch.autograd.Function):
     def forward(ctx: Any, form: Form, base: Tensor | None, *factors: Tensor) -> Tensor:
         ctx.form = form
         ctx.save_for_backward(*factors)
-        a1, b1, a2, b2 = factors
-        if a1.shape[0] * b1.shape[1] <= _block_size(a1):
-            w1 = _half(form, a1, b1)
-            weight = _join(form, w1, _half(form, a2, b2))
-            return weight if base is None else weight.add_(base)
-        weight = a1.new_empty(a1.shape[0], b1.shape[1])
-        for rows, (scratch,) in _blocks(weight):
-            own = _join(form, _half(form, a1[rows], b1, weight[rows]), _half(form, a2[rows], b2, scratch))
-            if base is not None:
-                own.add_(base[rows])
-        return weight
+        with without_autocast(factors[0].device.type):
+            return _composed(form, base, *factors)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         factors = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True: somebody differentiates this backward pass again
             return None, None, *_plain_gradients(ctx.form, grad, factors)
-        return None, None, *_gradients(ctx.form, grad, factors, ctx.needs_input_grad[2:])
+        with without_autocast(grad.device.type):
+            return None, None, *_gradients(ctx.form, grad, factors, ctx.needs_input_grad[2:])
+
+
+def autocasts(device: str) -> bool:
+    """Whether autocast is on for this type of device."""
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def without_autocast(device: str) -> AbstractContextManager[object]:
+    """Operations keep the dtypes that they are given, also where a backward pass runs inside of autocast."""
+    return torch.autocast(device, enabled=False) if autocasts(device) else nullcontext()
+
+
+def _composed(form: Form, base: Tensor | None, *factors: Tensor) -> Tensor:
+    a1, b1, a2, b2 = factors
+    if a1.shape[0] * b1.shape[1] <= _block_size(a1):
+        w1 = _half(form, a1, b1)
+        weight = _join(form, w1, _half(form, a2, b2))
+        return weight if base is None else weight.add_(base)
+    weight = a1.new_empty(a1.shape[0], b1.shape[1])
+    for rows, (scratch,) in _blocks(weight):
+        own = _join(form, _half(form, a1[rows], b1, weight[rows]), _half(form, a2[rows], b2, scratch))
+        if base is not None:
+            own.add_(base[rows])
+    return weight
 
 
 def _half(form: Form, a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
@@ -220,6 +237,9 @@ def pays_without_weight(inputs: Tensor, x1: Tensor, y1: Tensor, x2: Tensor, y2: 
 
     A rule on shapes alone, fitted to timings on a CPU (simulations/benchmarks/RESULTS.md): elsewhere W is composed.
     """
+    # First of all: a graph that torch.compile makes must not depend on the number of samples.
+    if _needs_plain(inputs, x1, y1, x2, y2):
+        return False
     if inputs.device.type != "cpu" or inputs.dtype not in (torch.float32, torch.float64):
         return False
     rank, weights = x1.shape[1], x1.shape[0] * y1.shape[0]
@@ -227,7 +247,7 @@ def pays_without_weight(inputs: Tensor, x1: Tensor, y1: Tensor, x2: Tensor, y2: 
     # In multiplications, forward and backward; the constants stand for the passes over memory.
     through_factors = samples * rank * (x1.shape[0] + y1.shape[0]) * (6 * rank + 300)
     through_weight = weights * (16 * rank + 6 * samples + 300)
-    return 3 * through_factors < 2 * through_weight and not _needs_plain(inputs, x1, y1, x2, y2)
+    return 3 * through_factors < 2 * through_weight
 
 
 class _Linear(torch.autograd.Function):
@@ -235,15 +255,10 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, *factors: Tensor) -> Tensor:
-        x1, y1, x2, y2 = factors
-        rank = x1.shape[1]
-        first = y1.mT.contiguous()
-        outputs, inner = inputs.new_empty(x1.shape[0], len(inputs)), inputs.new_empty(len(inputs), rank, rank)
-        for own in _sample_blocks(inputs, x1):
-            inner[own] = (_scaled(inputs[own], first) @ y2).view(-1, rank, rank)
-            outputs[:, own] = (_mixed(x1, inner[own])).mul_(x2.unsqueeze(1)).sum(-1)
+        with without_autocast(inputs.device.type):
+            outputs, inner = _linear_outputs(inputs, *factors)
         ctx.save_for_backward(inputs, inner, *factors)
-        return outputs.mT
+        return outputs
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
@@ -251,7 +266,19 @@ class _Linear(torch.autograd.Function):
         if torch.is_grad_enabled():
             pull_back = torch.func.vjp(_plain_linear, inputs, *factors)[1]
             return pull_back(grad)
-        return _linear_gradients(grad, inputs, inner, *factors)
+        with without_autocast(grad.device.type):
+            return _linear_gradients(grad, inputs, inner, *factors)
+
+
+def _linear_outputs(inputs: Tensor, x1: Tensor, y1: Tensor, x2: Tensor, y2: Tensor) -> tuple[Tensor, Tensor]:
+    """The outputs, and Z of each sample: (samples, out) and (samples, R, R)."""
+    rank = x1.shape[1]
+    first = y1.mT.contiguous()
+    outputs, inner = inputs.new_empty(x1.shape[0], len(inputs)), inputs.new_empty(len(inputs), rank, rank)
+    for own in _sample_blocks(inputs, x1):
+        inner[own] = (_scaled(inputs[own], first) @ y2).view(-1, rank, rank)
+        outputs[:, own] = _mixed(x1, inner[own]).mul_(x2.unsqueeze(1)).sum(-1)
+    return outputs.mT, inner
 
 
 def _plain_linear(inputs: Tensor, x1: Tensor, y1: Tensor, x2: Tensor, y2: Tensor) -> Tensor:

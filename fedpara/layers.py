@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from .compose import autocasts, without_autocast
 from .errors import ConfigError
 from .fit import fit_factors
 from .initialise import draw_factors
@@ -57,13 +58,13 @@ class Factorised(nn.Module):
 
     def forward(self, *factors: Tensor) -> Tensor:
         device = factors[0].device.type
-        if not _autocasts(device):
+        if not autocasts(device):
             return self._compose(*factors, base=self.base)
         dtype = torch.get_autocast_dtype(device)
         # Autocast rounds a dense weight where a layer's operation asks for it: the others, embeddings, get it whole.
         lowered = self.lowered and factors[0].dtype == torch.float32
         base = self.base.to(dtype) if lowered and self.base is not None else self.base
-        with torch.autocast(device, enabled=False):
+        with without_autocast(device):
             return self._compose(*(factor.to(dtype) if lowered else factor for factor in factors), base=base)
 
     def _compose(self, *factors: Tensor, base: Tensor | None) -> Tensor:
@@ -72,7 +73,7 @@ class Factorised(nn.Module):
 
     def linear(self, inputs: Tensor, *factors: Tensor) -> Tensor | None:
         """inputs Wᵀ without W, (..., in) → (..., out), where that is cheaper; None where it is not."""
-        if _autocasts(inputs.device.type):
+        if autocasts(inputs.device.type):
             return None
         outputs = self.config.linear(inputs, *factors)
         if outputs is None or self.base is None:
@@ -103,10 +104,6 @@ class Factorised(nn.Module):
         return f"{self.config}, shape={self.shape}, rank={self.rank}"
 
 
-def _autocasts(device: str) -> bool:
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-
-
 def factorised(module: nn.Module) -> dict[str, Factorised]:
     """This module's own factorised tensors, by name, without those of its children."""
     lists = module._modules.get("parametrizations")
@@ -134,15 +131,18 @@ def composed_once(model: nn.Module) -> Iterator[nn.Module]:
             torch.autograd.backward(weights, grads)
 
 
+def precise_weight(module: nn.Module, name: str) -> Tensor:
+    """A module's composed weight, in the precision of its factors also under autocast."""
+    with without_autocast(next(module.parameters()).device.type):
+        return cast(Tensor, getattr(module, name))
+
+
 def _hold(module: nn.Module, release: ExitStack) -> list[tuple[Tensor, Tensor]]:
     """Compose this module's weights and hold them until `release`: (weight with its graph, leaf that is held)."""
     names = [name for name in factorised(module) if name not in _held_weights(module)]
     if not names:
         return []
-    device = next(module.parameters()).device.type
-    precise = torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else ExitStack()
-    with precise:
-        weights = {name: cast(Tensor, getattr(module, name)) for name in names}
+    weights = {name: precise_weight(module, name) for name in names}
     # Leaves gather the gradients of several backward passes, each of which may free its own graph.
     leaves = {name: weight.detach().requires_grad_(weight.requires_grad) for name, weight in weights.items()}
     module.__dict__["_fedpara_held"] = _Held(leaves)

@@ -30,7 +30,7 @@ from torch.nn.utils import parametrize
 from . import compose
 from .errors import ConfigError
 from .initialise import draw_factors, root_mean_square
-from .layers import Factorised, adapt_class, composed_once, factorised
+from .layers import Factorised, adapt_class, composed_once, factorised, precise_weight
 from .rank import check_share, factor_parameters, largest_rank, rank_for
 
 __all__ = [
@@ -478,7 +478,7 @@ def _merge_layer(module: nn.Module) -> None:
     dense: dict[str, nn.Parameter | None] = {}
     with torch.no_grad():
         for name, factors in lists.items():
-            weight = getattr(module, name).clone(memory_format=torch.contiguous_format)
+            weight = precise_weight(module, name).clone(memory_format=torch.contiguous_format)
             dense[name] = nn.Parameter(weight, any(factor.requires_grad for factor in factors.parameters()))
     del module.parametrizations
     # torch's remove_parametrizations would delete properties from the class, which deep copies of this layer share.

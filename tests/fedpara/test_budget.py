@@ -161,6 +161,11 @@ def test_a_step_that_helps_only_as_a_whole_is_taken_as_a_whole() -> None:
     assert allocate([], 3) == []
 
 
+def test_nothing_is_spent_where_nothing_is_gained() -> None:
+    exact = Ladder(np.array([1.0, 2, 3]), np.zeros(3))
+    assert allocate([exact], 3) == [1]
+
+
 @pytest.mark.parametrize("name", ["2nn", "cnn", "vgg16", "resnet18"])
 @pytest.mark.parametrize("gamma", [0.0, 0.1, 0.5])
 def test_there_is_less_noise_than_with_one_gamma_at_the_same_numbers(name: str, gamma: float) -> None:

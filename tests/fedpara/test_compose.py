@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from fedpara import compose
 from tests import reference
@@ -121,3 +122,244 @@ def test_the_rank_of_the_product_reaches_r_squared() -> None:
     factors = [torch.randn(16, 4, generator=generator, dtype=torch.float64) for _ in range(4)]
     assert torch.linalg.matrix_rank(compose.fedpara(*factors)) == 16
     assert torch.linalg.matrix_rank(compose.fedpara(*(factor[:, :3] for factor in factors))) == 9
+
+
+# ------------------------------------------------------------------------------------------- the fast code itself
+
+Form = str
+FORMS = ["fedpara", "tanh", "pfedpara"]
+
+
+def compose_form(form: Form, factors: list[Tensor]) -> Tensor:
+    if form == "pfedpara":
+        return compose.pfedpara(*factors)
+    return compose.fedpara(*factors, activation="tanh" if form == "tanh" else None)
+
+
+def literal_form(form: Form, first: Pair, second: Pair) -> Tensor:
+    if form == "pfedpara":
+        return reference.pfedpara(first, second)
+    return reference.fedpara(first, second, "tanh" if form == "tanh" else None)
+
+
+def with_blocks(size: int) -> pytest.MonkeyPatch:
+    patch = pytest.MonkeyPatch()
+    patch.setitem(compose.BLOCK, "cpu", size)
+    patch.setattr(compose, "SAMPLES_BLOCK", size)
+    return patch
+
+
+def tall_pairs(
+    kernel: tuple[int, ...], dtype: torch.dtype, seed: int, sides: tuple[int, int] = (50, 9)
+) -> tuple[Pair, Pair]:
+    """Enough rows for several blocks of 16."""
+    generator = torch.Generator().manual_seed(seed)
+    rank = 4
+
+    def pair() -> Pair:
+        sizes = [(sides[0], rank), (sides[1], rank)] + ([(rank, rank, *kernel)] if kernel else [])
+        return tuple(torch.randn(size, generator=generator, dtype=dtype) for size in sizes)
+
+    return pair(), pair()
+
+
+@no_deadline
+@given(
+    st.sampled_from([(), (3,), (3, 2), (1, 1), (2, 1, 3)]),
+    st.sampled_from(FORMS),
+    st.sampled_from([2**19, 700, 1]),
+    st.lists(st.booleans(), min_size=6, max_size=6),
+    st.tuples(st.sampled_from([(50, 9), (9, 50), (33, 33)]), st.integers(0, 2**31)),
+)
+def test_blocks_and_frozen_factors_change_nothing(
+    kernel: tuple[int, ...], form: Form, block: int, trained: list[bool], drawn: tuple[tuple[int, int], int]
+) -> None:
+    sides, seed = drawn
+    first, second = tall_pairs(kernel, torch.float32, seed, sides)
+    fast = [factor.clone() for factor in (*first, *second)]
+    literal = [factor.double() for factor in fast]
+    half = len(fast) // 2
+    wanted = [index for index in range(len(fast)) if trained[index]] or [0]
+    for index in wanted:
+        fast[index].requires_grad_()
+        literal[index].requires_grad_()
+    patch = with_blocks(block)
+    try:
+        ours = compose_form(form, stored(tuple(fast[:half]), tuple(fast[half:])))
+        theirs = literal_form(form, tuple(literal[:half]), tuple(literal[half:]))
+        upstream = torch.randn(theirs.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        grads = torch.autograd.grad(ours, [fast[index] for index in wanted], upstream.float())
+    finally:
+        patch.undo()
+    expected = torch.autograd.grad(theirs, [literal[index] for index in wanted], upstream)
+    for own, other in zip((ours, *grads), (theirs, *expected), strict=True):
+        assert relative(own, other) < 1e-5
+
+
+def relative(own: Tensor, other: Tensor) -> float:
+    return ((own.double() - other).norm() / other.norm()).item()
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("block", [2**19, 1])
+def test_bfloat16_sums_its_blocks_in_float32(form: Form, block: int) -> None:
+    first, second = tall_pairs((), torch.float32, 3, (400, 40))
+    low = [factor.bfloat16().requires_grad_() for factor in stored(first, second)]
+    exact = [factor.detach().double().requires_grad_() for factor in low]
+    patch = with_blocks(block)
+    try:
+        weight = compose_form(form, low)
+        grads = torch.autograd.grad(weight, low, torch.ones_like(weight))
+    finally:
+        patch.undo()
+    literal = literal_form(form, tuple(exact[:2]), tuple(exact[2:]))
+    assert weight.dtype == torch.bfloat16
+    assert relative(weight, literal) < 0.01
+    for own, other in zip(grads, torch.autograd.grad(literal, exact, torch.ones_like(literal)), strict=True):
+        assert own.dtype == torch.bfloat16
+        assert relative(own, other) < 0.01
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kernel", [(), (3, 2)])
+def test_factors_and_gradients_of_any_strides(form: Form, kernel: tuple[int, ...]) -> None:
+    contiguous = stored(*tall_pairs(kernel, torch.float64, 4))
+    strided = [factor.transpose(0, -1).contiguous().transpose(0, -1).requires_grad_() for factor in contiguous]
+    contiguous = [factor.requires_grad_() for factor in contiguous]
+    ours, theirs = compose_form(form, strided), compose_form(form, contiguous)
+    torch.testing.assert_close(ours, theirs)
+    turned = torch.randn(ours.shape[::-1], dtype=torch.float64).permute(*range(ours.ndim - 1, -1, -1))
+    for upstream in (turned, torch.ones((), dtype=torch.float64).expand(ours.shape)):
+        grads = torch.autograd.grad(ours, strided, upstream, retain_graph=True)
+        expected = torch.autograd.grad(theirs, contiguous, upstream.contiguous(), retain_graph=True)
+        for own, other in zip(grads, expected, strict=True):
+            torch.testing.assert_close(own, other)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kernel", [(), (2,)])
+def test_second_derivatives(form: Form, kernel: tuple[int, ...]) -> None:
+    factors = [factor.requires_grad_() for factor in stored(*tall_pairs(kernel, torch.float64, 5, (4, 3)))]
+    assert torch.autograd.gradgradcheck(lambda *own: compose_form(form, list(own)), factors)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_transforms_and_forward_mode_agree(form: Form) -> None:
+    factors = stored(*tall_pairs((), torch.float64, 6))
+    tangents = [torch.randn_like(factor) for factor in factors]
+    _, pushed = torch.func.jvp(lambda *own: compose_form(form, list(own)), tuple(factors), tuple(tangents))
+    with forward_ad.dual_level():
+        duals = [forward_ad.make_dual(factor, tangent) for factor, tangent in zip(factors, tangents, strict=True)]
+        torch.testing.assert_close(forward_ad.unpack_dual(compose_form(form, duals)).tangent, pushed)
+    leaves = [factor.clone().requires_grad_() for factor in factors]
+    expected = torch.autograd.grad(compose_form(form, leaves).square().sum(), leaves)
+    loss = torch.func.grad(lambda own: compose_form(form, list(own)).square().sum())
+    for own, other in zip(loss(tuple(factors)), expected, strict=True):
+        torch.testing.assert_close(own, other)
+
+
+@pytest.mark.parametrize("activation", [None, "tanh"])
+@pytest.mark.parametrize("kernel", [(), (3, 3)])
+@pytest.mark.parametrize("block", [2**19, 1])
+def test_a_base_is_added_as_a_constant(activation: str | None, kernel: tuple[int, ...], block: int) -> None:
+    factors = [factor.requires_grad_() for factor in stored(*tall_pairs(kernel, torch.float64, 7))]
+    patch = with_blocks(block)
+    try:
+        bare = compose.fedpara(*factors, activation=activation)
+        base = torch.randn_like(bare)
+        whole = compose.fedpara(*factors, activation=activation, base=base)
+        torch.testing.assert_close(whole, bare + base)
+        for own, other in zip(
+            torch.autograd.grad(whole, factors, base), torch.autograd.grad(bare, factors, base), strict=True
+        ):
+            torch.testing.assert_close(own, other)
+    finally:
+        patch.undo()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_only_the_factors_are_kept_for_the_backward_pass(form: Form) -> None:
+    factors = [factor.requires_grad_() for factor in stored(*tall_pairs((), torch.float32, 8, (200, 300)))]
+    kept: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda own: (kept.append(own.numel()), own)[1], lambda own: own):
+        compose_form(form, factors)
+    assert sum(kept) == sum(factor.numel() for factor in factors)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_backward_pass_inside_of_autocast_is_exact(form: Form) -> None:
+    factors = [factor.requires_grad_() for factor in stored(*tall_pairs((), torch.float32, 11))]
+    expected = torch.autograd.grad(compose_form(form, factors).sum(), factors)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = torch.autograd.grad(compose_form(form, factors).sum(), factors)
+    assert all(torch.equal(own, other) for own, other in zip(inside, expected, strict=True))
+
+
+def test_a_graph_can_be_gone_through_twice_but_not_with_changed_factors() -> None:
+    factors = [factor.requires_grad_() for factor in stored(*tall_pairs((), torch.float32, 9))]
+    weight = compose.fedpara(*factors)
+    once = torch.autograd.grad(weight.sum(), factors, retain_graph=True)
+    twice = torch.autograd.grad(weight.sum(), factors, retain_graph=True)
+    assert all(torch.equal(own, other) for own, other in zip(once, twice, strict=True))
+    with torch.no_grad():
+        factors[0].add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(weight.sum(), factors)
+
+
+# ------------------------------------------------------------------------------------------- without the weight
+
+
+@no_deadline
+@given(
+    st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(1, 5)),
+    st.sampled_from([(), (1,), (7,), (3, 4), (0,), (2, 1, 3)]),
+    st.sampled_from([2**20, 1]),
+    st.integers(0, 2**31),
+)
+def test_a_linear_layer_without_its_weight(
+    sides: tuple[int, int, int], samples: tuple[int, ...], block: int, seed: int
+) -> None:
+    out_side, in_side, rank = sides
+    generator = torch.Generator().manual_seed(seed)
+    sizes = [(*samples, in_side), (out_side, rank), (in_side, rank), (out_side, rank), (in_side, rank)]
+    leaves = [torch.randn(size, generator=generator, dtype=torch.float64, requires_grad=True) for size in sizes]
+    upstream = torch.randn((*samples, out_side), generator=generator, dtype=torch.float64)
+    patch = with_blocks(block)
+    try:
+        ours = compose.linear_without_weight(*leaves)
+        grads = torch.autograd.grad(ours, leaves, upstream)
+    finally:
+        patch.undo()
+    inputs, x1, y1, x2, y2 = leaves
+    literal = inputs @ reference.fedpara((x1, y1), (x2, y2)).T
+    torch.testing.assert_close(ours, literal, rtol=1e-10, atol=1e-10)
+    for own, other in zip(grads, torch.autograd.grad(literal, leaves, upstream), strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-10, atol=1e-10)
+
+
+def test_second_derivatives_without_the_weight() -> None:
+    factors = [factor.requires_grad_() for factor in stored(*tall_pairs((), torch.float64, 10, (4, 3)))]
+    inputs = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(compose.linear_without_weight, (inputs, *factors))
+    assert torch.autograd.gradgradcheck(compose.linear_without_weight, (inputs, *factors))
+
+
+@pytest.mark.parametrize(
+    ("shape", "rank", "samples", "pays"),
+    [
+        ((4096, 4096), 64, 32, True),
+        ((4096, 4096), 64, 128, False),
+        ((4096, 4096), 16, 128, True),
+        ((1024, 1024), 8, 1, True),
+        ((512, 512), 34, 64, False),
+        ((200, 784), 19, 64, False),
+    ],
+)
+def test_the_weight_is_left_out_where_that_was_measured_to_pay(
+    shape: tuple[int, int], rank: int, samples: int, pays: bool
+) -> None:
+    factors = [torch.zeros(side, rank) for side in (*shape, *shape)]
+    assert compose.pays_without_weight(torch.zeros(samples, shape[1]), *factors) is pays
+    low = [factor.bfloat16() for factor in factors]
+    assert not compose.pays_without_weight(torch.zeros(samples, shape[1], dtype=torch.bfloat16), *low)

@@ -105,6 +105,14 @@ def test_onnx_runs_elsewhere_for_any_batch(network: Any, tmp_path: Path) -> None
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
 
 
+def test_the_exported_model_is_in_evaluation_mode(tmp_path: Path) -> None:
+    model = parametrize_(nn.Sequential(nn.Linear(32, 64), nn.Dropout(0.5), nn.Linear(64, 8)), FedPara(gamma=0.1))
+    inputs = torch.randn(3, 32)
+    assert export_model(model.train(), tmp_path / "m.pt2", (inputs,)) < 1e-5
+    program = torch.export.load(tmp_path / "m.pt2").module()
+    torch.testing.assert_close(program(inputs), model.eval()(inputs), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("suffix", [".pt2", ".safetensors"])
 def test_several_inputs_and_nested_outputs(suffix: str, tmp_path: Path) -> None:
     torch.manual_seed(0)

@@ -125,6 +125,14 @@ def test_rows_of_zeros_stay_zero(config: Any) -> None:
     assert layer.weight[4].ne(0).all()
 
 
+@pytest.mark.parametrize("config", [FedPara(gamma=0.3), PFedPara(gamma=0.3)], ids=str)
+def test_rows_of_zeros_stay_zero_where_the_rank_is_above_a_side(config: Any) -> None:
+    weight = 0.1 * normal(4, 64, 3, 3)
+    weight[2] = 0
+    factors, _ = fit_factors(config, weight, 9)
+    assert config.compose(*factors)[2].eq(0).all()
+
+
 def test_a_weight_of_zeros_starts_as_it_does_without_a_fit() -> None:
     layer = nn.Linear(40, 64)
     nn.init.zeros_(layer.weight)
@@ -184,6 +192,16 @@ def test_equal_generators_give_equal_factors(config: Any) -> None:
         parametrize_(model, config, fit=True, generator=torch.Generator().manual_seed(3))
     for one, other in zip(*(model.parameters() for model in models), strict=True):
         assert torch.equal(one, other)
+
+
+def test_what_is_random_comes_from_the_generator_alone() -> None:
+    weight = normal(40, 3) @ normal(3, 50)  # of low rank: the start that is drawn around it is the better one
+    found = []
+    for seed, own in ((1, 5), (2, 5), (1, 6)):
+        torch.manual_seed(seed)
+        found.append(fit_factors(FedPara(gamma=0.0), weight, 4, torch.Generator().manual_seed(own))[0])
+    assert all(torch.equal(one, other) for one, other in zip(found[0], found[1], strict=True))
+    assert not torch.equal(found[0][2], found[2][2])
 
 
 def test_a_fitted_model_trains_on() -> None:

@@ -23,6 +23,7 @@ from fedpara.parametrize import (
     LayerReport,
     LowRank,
     PFedPara,
+    composed_once,
     dense_parameters,
     describe,
     draw_factors,
@@ -32,10 +33,18 @@ from fedpara.parametrize import (
     parametrize_,
 )
 from fedpara.rank import factor_parameters, rank_for
+from fedpara.sharing import local_names, shared_names
 from tests import reference
 
 # By gamma, which has a rank for every layer: a budget may leave the dearest to factorise dense.
-CONFIGS = [FedPara(gamma=0.2), FedPara(gamma=0.4, activation="tanh"), PFedPara(gamma=0.2), LowRank(gamma=0.4)]
+CONFIGS = [
+    FedPara(gamma=0.2),
+    FedPara(gamma=0.4, activation="tanh"),
+    FedPara(gamma=0.2, reshape=True),
+    FedPara(gamma=0.2, residual=True),
+    PFedPara(gamma=0.2),
+    LowRank(gamma=0.4),
+]
 
 
 def _images(channels: int, dims: int) -> Callable[[], tuple[Tensor, ...]]:
@@ -406,6 +415,233 @@ def test_packed_sequences() -> None:
     assert_same(ours.data, merged.data)
 
 
+# -------------------------------------------------------------------------------- composed once, compiled, fused
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A list that grows with every composition by a FedPara."""
+    calls: list[int] = []
+    monkeypatch.setattr(
+        FedPara, "compose", lambda self, *factors, **given: (calls.append(1), _compose(self, *factors, **given))[1]
+    )
+    return calls
+
+
+def test_micro_batches_share_one_composition(case: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, inputs, names = case
+    parametrize_(model, FedPara(gamma=0.2))
+    model.zero_grad()
+    for _ in range(3):
+        sum(part.square().sum() for part in flat(model(*inputs))).backward()
+    expected = {name: parameter.grad for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    calls = counted(monkeypatch)
+    with composed_once(model) as same:
+        assert same is model
+        for _ in range(3):
+            sum(part.square().sum() for part in flat(model(*inputs))).backward()
+        assert all(factor.grad is None for key, factor in model.named_parameters() if "parametrizations" in key)
+    assert len(calls) == len(names)
+    for name, parameter in model.named_parameters():
+        assert_same(parameter.grad, expected[name], 1e-5)
+    assert not any("held" in key for module in model.modules() for key in vars(module))
+    # After the optimiser's step the weight is another one.
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1)
+    with composed_once(model):
+        changed = flat(model(*inputs))
+    assert_same(changed, model(*inputs), 1e-5)
+
+
+def test_an_evaluation_composes_once_and_keeps_no_graph(case: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, inputs, names = case
+    parametrize_(model, FedPara(gamma=0.2)).eval()
+    before = model(*inputs)
+    calls = counted(monkeypatch)
+    with torch.no_grad(), composed_once(model):
+        assert not composed(model, names[0]).requires_grad
+        for _ in range(2):
+            assert_same(model(*inputs), before, 1e-5)
+    assert len(calls) == len(names)
+
+
+def test_torchs_own_cache_serves_an_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = parametrize_(nn.Sequential(nn.Linear(64, 64), nn.LSTM(64, 64)), FedPara(gamma=0.2))
+    inputs = torch.randn(3, 2, 64)
+    before = model(inputs)
+    calls = counted(monkeypatch)
+    with torch.no_grad(), torch_parametrize.cached():
+        for _ in range(3):
+            assert_same(model(inputs), before, 1e-5)
+    assert len(calls) == 3
+
+
+def test_composing_once_nests_and_survives_errors_and_copies() -> None:
+    model = parametrize_(nn.Sequential(nn.Linear(64, 64), nn.GRU(64, 64)), FedPara(gamma=0.2))
+    inputs = torch.randn(3, 2, 64)
+
+    def interrupted() -> None:
+        with composed_once(model):
+            model(inputs)[0].sum().backward()
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        interrupted()
+    assert model[0].parametrizations.weight.original0.grad is None
+    with composed_once(model):
+        with composed_once(model[0]):
+            held = model[0].weight
+        assert model[0].weight is held
+        twin, loaded = copy.deepcopy(model), pickle.loads(pickle.dumps(model))
+        model(inputs)[0].sum().backward()
+    assert model[0].weight is not held
+    for other in (twin, loaded):
+        # The copies compose for themselves.
+        before = other(inputs)[0]
+        with torch.no_grad():
+            other[0].parametrizations.weight.original0.add_(1)
+        assert not torch.allclose(other(inputs)[0], before)
+
+
+def test_composing_once_under_autocast_sums_gradients_in_full_precision() -> None:
+    model, inputs = parametrize_(nn.Linear(64, 64), FedPara(gamma=0.2)), torch.randn(5, 64)
+    with torch.autocast("cpu", torch.bfloat16), composed_once(model):
+        assert model.weight.dtype == torch.float32
+        for _ in range(2):
+            outputs = model(inputs)
+            assert outputs.dtype == torch.bfloat16
+            outputs.float().square().sum().backward()
+    rough = {name: parameter.grad for name, parameter in model.named_parameters()}
+    for name, gradient in gradients(model, (inputs,)).items():
+        assert_same(rough[name], 2 * gradient, 0.05)
+
+
+def test_merging_under_autocast_keeps_the_precision() -> None:
+    model = parametrize_(nn.Linear(64, 64), FedPara(gamma=0.2))
+    weight = model.weight.detach().clone()
+    with torch.autocast("cpu", torch.bfloat16):
+        merge_(model)
+    assert torch.equal(model.weight, weight)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+def test_a_linear_layer_with_and_without_its_weight_is_the_same(config: Any) -> None:
+    model = parametrize_(nn.Linear(400, 300), config)
+    inputs = torch.randn(2, 400, requires_grad=True)
+    upstream = torch.randn(2, 300)
+    leaves = [inputs, *model.parameters()]
+    with_weight = nn.functional.linear(inputs, model.weight, model.bias)
+    assert_same(model(inputs), with_weight, 1e-5)
+    expected = torch.autograd.grad(with_weight, leaves, upstream)
+    for own, other in zip(torch.autograd.grad(model(inputs), leaves, upstream), expected, strict=True):
+        assert_same(own, other, 1e-5)
+
+
+def test_a_small_batch_goes_without_the_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = parametrize_(nn.Linear(400, 300), FedPara(gamma=0.1))
+    calls = counted(monkeypatch)
+    model(torch.randn(1, 400))
+    assert len(calls) == 0
+    model(torch.randn(500, 400))
+    assert len(calls) == 1
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(torch.randn(1, 400)).dtype == torch.bfloat16
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+@pytest.mark.parametrize("name", ["linear", "conv2d", "transposed2d", "embedding", "attention"])
+def test_compiles_without_a_graph_break(name: str, config: Any) -> None:
+    make, inputs, _ = ZOO[name]
+    model, arguments = parametrize_(make(), config), inputs()
+    torch.compiler.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    assert_same(compiled(*arguments), model(*arguments), 1e-5)
+    expected = gradients(model, arguments)
+    for parameter, gradient in zip(
+        gradients(compiled, arguments).values(), [own.clone() for own in expected.values()], strict=True
+    ):
+        assert_same(parameter, gradient, 1e-4)
+
+
+def test_second_derivatives_through_a_layer() -> None:
+    # Many samples and few: with the weight, and without.
+    for samples in (1, 200):
+        layer = parametrize_(nn.Linear(20, 30, dtype=torch.float64), FedPara(gamma=0.1))
+        inputs = torch.randn(samples, 20, dtype=torch.float64)
+        factors = list(layer.parameters())
+        first = torch.autograd.grad(layer(inputs).square().sum(), factors, create_graph=True)
+        second = torch.autograd.grad(sum(own.square().sum() for own in first), factors)
+        plain = nn.functional.linear(inputs, (factors[1] @ factors[2].T) * (factors[3] @ factors[4].T), factors[0])
+        first = torch.autograd.grad(plain.square().sum(), factors, create_graph=True)
+        for own, other in zip(second, torch.autograd.grad(sum(g.square().sum() for g in first), factors), strict=True):
+            torch.testing.assert_close(own, other)
+
+
+# ------------------------------------------------------------------------------------------- reshaped and residual
+
+
+def test_a_reshaped_kernel_is_proposition_1_on_out_by_in_times_kernel() -> None:
+    layer = parametrize_(nn.Conv2d(32, 48, 3), FedPara(gamma=0.2, reshape=True))
+    rank = reference.rank_rule((48, 288), 0.2)
+    assert describe(layer)[0].rank == rank
+    assert describe(layer)[0].parameters == parameter_count(layer) - 48 == 2 * rank * (48 + 288)
+    assert [tuple(own.shape) for own in layer.parametrizations.weight.parameters()] == [(48, rank), (288, rank)] * 2
+    assert layer.weight.is_contiguous()
+    # Depth does not count twice: the rank may exceed what Prop. 3 reaches.
+    assert torch.linalg.matrix_rank(layer.weight.flatten(1)) == 48
+    # What was too thin for Prop. 3 may not be for Prop. 1.
+    stem = nn.Conv2d(3, 64, 7)
+    assert describe(parametrize_(copy.deepcopy(stem), FedPara(gamma=0.1)))[0].kind == "dense"
+    assert describe(parametrize_(stem, FedPara(gamma=0.1, reshape=True)))[0].kind == "fedpara"
+
+
+@pytest.mark.parametrize("activation", [None, "tanh"])
+@pytest.mark.parametrize("reshape", [False, True])
+def test_a_residual_starts_at_the_given_weights_and_trains_beside_them(
+    case: Any, activation: str | None, reshape: bool
+) -> None:
+    model, inputs, names = case
+    model.eval()
+    before, dense = model(*inputs), {name: composed(model, name).detach().clone() for name in names}
+    parametrize_(model, FedPara(gamma=0.2, activation=activation, reshape=reshape, residual=True))
+    rows = {row.name: row for row in describe(model)}
+    for name in names:
+        assert torch.equal(composed(model, name), dense[name])
+        assert rows[name].frozen_numbers == rows[name].dense_parameters == dense[name].numel()
+    assert_same(model(*inputs), before)
+    optimizer = torch.optim.SGD(model.parameters(), 1e-2)
+    for _ in range(2):
+        gradients(model, inputs)
+        optimizer.step()
+    for owner, module in model.named_modules():
+        for tensor, form in factorised(module).items():
+            name = f"{owner}.{tensor}" if owner else tensor
+            assert torch.equal(form.base, dense[name])
+            assert not torch.equal(composed(model, name), dense[name])
+    assert all(gradient.abs().max() > 0 for key, gradient in gradients(model, inputs).items() if "original" in key)
+    after = model(*inputs)
+    assert_same(pickle.loads(pickle.dumps(model))(*inputs), after)
+    assert_same(merge_(copy.deepcopy(model))(*inputs), after)
+
+
+def test_a_residuals_frozen_weights_are_kept_but_neither_trained_nor_sent() -> None:
+    model = parametrize_(nn.Sequential(nn.Linear(64, 64), nn.LSTM(64, 64)), FedPara(gamma=0.2, residual=True))
+    frozen = [
+        "0.parametrizations.weight.0.base",
+        "1.parametrizations.weight_ih_l0.0.base",
+        "1.parametrizations.weight_hh_l0.0.base",
+    ]
+    assert set(local_names(model)) == set(frozen)
+    assert [name for name in model.state_dict() if "base" in name] == frozen
+    assert not any("base" in name for name in shared_names(model))
+    assert not any("base" in name for name, _ in model.named_parameters())
+    assert parameter_count(model) == sum(row.parameters for row in describe(model)) + 64 + 8 * 64
+    assert dense_parameters(model) == 64 * 64 + 64 + 2 * 256 * 64 + 8 * 64
+    assert model.double()[0].parametrizations.weight[0].base.dtype == torch.float64
+
+
 # ------------------------------------------------------------------------------------------- values and inits
 
 
@@ -415,6 +651,9 @@ def test_the_weight_is_the_papers_equation_of_its_factors(name: str, config: Any
     model = parametrize_(ZOO[name][0](), config)
     for row in describe(model):
         factors = list(model.parametrizations[row.name].parameters())
+        base = 0.0 if (own := model.parametrizations[row.name][0].base) is None else own.clone()
+        with torch.no_grad():
+            factors[0].normal_(std=factors[1].std().item())  # a residual starts at zero
         assert sum(factor.numel() for factor in factors) == row.parameters < row.dense_parameters
         pairs = [factors[i : i + 2] for i in range(0, 2 * config.pairs, 2)]
         for pair, core in zip(pairs, factors[2 * config.pairs :], strict=False):
@@ -425,7 +664,7 @@ def test_the_weight_is_the_papers_equation_of_its_factors(name: str, config: Any
             literal = reference.pfedpara(*map(tuple, pairs))
         else:
             literal = reference.fedpara(*map(tuple, pairs), config.activation)
-        assert_same(composed(model, row.name), literal.reshape(row.shape), 1e-5)
+        assert_same(composed(model, row.name), base + literal.reshape(row.shape), 1e-5)
 
 
 @pytest.mark.parametrize(
@@ -685,6 +924,8 @@ def test_describe_tells_what_stays_with_the_client() -> None:
         (lambda: FedPara(ratio=0), r"ratio=0 is not allowed; give a number in \(0, 1\]"),
         (lambda: FedPara(ratio=1.01), "ratio=1.01"),
         (lambda: FedPara(gamma=0.1, activation="relu"), "activation='relu' is not known; give None or"),
+        (lambda: FedPara(gamma=0.1, reshape=1), "reshape=1 is not allowed; give True or False"),
+        (lambda: FedPara(gamma=0.1, residual="yes"), "residual='yes' is not allowed"),
         (lambda: PFedPara(gamma=-1), "PFedPara: gamma=-1"),
         (lambda: PFedPara(gamma=None), "gamma=None"),
         (LowRank, "exactly one"),
