@@ -4,16 +4,20 @@ X is (out, R), Y is (in, R), a convolution's core T is (R, k..., R). Both forms 
 A = X, (out, R), and B = Yᵀ, or for a convolution B = T ×₂ Y unfolded to (R, in·k...). The kernel's dimensions are put
 behind in B, which has R rows, so that W lands contiguous, (out, in, k...), without a permuted copy of its own.
 
-The Hadamard product has a forward and a backward of its own. Both go over W in blocks of rows that stay in a core's
-cache, and keep the factors alone: W1 and W2 are computed again in the backward pass and never exist as a whole. The
-equations written plainly (`_plain`) take over where a graph of them is needed: under torch.compile, torch.func,
-forward-mode differentiation and create_graph=True.
+The Hadamard product has a forward and a backward of its own. Both go over W in tiles that stay in a core's cache, and
+keep the factors alone: W1 and W2 are computed again in the backward pass and never exist as a whole. The
+equations written plainly (`plain`) take over where a graph of them is needed: under torch.compile, torch.func,
+forward-mode differentiation and create_graph=True; and for small weights, whose halves weigh little and where torch's
+own graph costs less than ours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import repeat
 from typing import Any, Literal, cast
 
 import torch
@@ -22,11 +26,13 @@ from torch.autograd import forward_ad
 
 Form = Literal["product", "tanh", "plus_one"]  # W1 ⊙ W2, tanh(W1) ⊙ tanh(W2), W1 ⊙ (W2 + 1)
 
-# Numbers in a block of rows of W. On a CPU two blocks of 2 MB share a core's second-level cache; on an accelerator,
-# where a launch costs as much as a small block, they bound the memory only. Fixed, so that bits depend on shapes alone.
-BLOCK = {"cpu": 2**19}
-BLOCK_ELSEWHERE = 2**23
-SAMPLES_BLOCK = 2**20  # numbers in a block of samples where no W is formed
+# Numbers in a tile of W, and its rows at the most: tall tiles suit the matrix kernels. On a CPU a tile of 1 MB stays in
+# the cores' second-level caches with what it is made from; on an accelerator, where a launch costs as much as a small
+# tile, it bounds the memory only. Fixed, so that bits depend on shapes alone.
+TILE = {"cpu": 2**18}
+TILE_ELSEWHERE = 2**23
+TALLEST = 1024
+SMALL = 3 * 2**16  # numbers in a weight up to which torch's own graph is faster (simulations/benchmarks/RESULTS.md)
 
 
 def low_rank(x: Tensor, y: Tensor, t: Tensor | None = None) -> Tensor:
@@ -70,11 +76,11 @@ def _hadamard(form: Form, pairs: tuple[Tensor, ...], cores: tuple[Tensor, ...], 
     factors = (x1, _unfolded(y1, t1), x2, _unfolded(y2, t2))
     shape = _dense_shape(x1, y1, t1)
     rows = None if base is None else base.reshape(x1.shape[0], -1)
-    weight = _plain(form, rows, *factors) if _needs_plain(*factors) else _fast(form, rows, *factors)
-    return weight.reshape(shape)
+    plainly = math.prod(shape) <= SMALL or needs_plain(*factors)
+    return (plain if plainly else _fast)(form, rows, *factors).reshape(shape)
 
 
-def _plain(form: Form, base: Tensor | None, *factors: Tensor) -> Tensor:
+def plain(form: Form, base: Tensor | None, *factors: Tensor) -> Tensor:
     """(A1 B1) ⊙ (A2 B2) and its relatives, in operations that torch differentiates, batches and compiles itself."""
     a1, b1, a2, b2 = factors
     w1, w2 = a1 @ b1, a2 @ b2
@@ -88,31 +94,77 @@ def _fast(form: Form, base: Tensor | None, *factors: Tensor) -> Tensor:
     return cast(Tensor, _Hadamard.apply(form, base, *factors))  # type: ignore[no-untyped-call]
 
 
-def _needs_plain(*tensors: Tensor) -> bool:
+def needs_plain(*tensors: Tensor) -> bool:
     # functorch offers no public way to ask; torch.autograd.Function asks in this way itself.
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return True
+    if forward_ad._current_level < 0:  # no dual numbers anywhere, and none to look for
+        return False
     return any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)  # type: ignore[no-untyped-call]
 
 
-def _blocks(weight: Tensor, buffers: int = 1) -> Iterator[tuple[slice, Tensor]]:
-    """Even blocks of rows, multiples of 16 for the matrix kernels' sake, each with buffers (buffers, rows, columns)."""
-    height, width = weight.shape
-    count = -(-weight.numel() // _block_size(weight))
-    step = min(-(-height // (16 * count)) * 16, height)
-    # The same memory for every block: it is in the cache.
-    scratch = weight.new_empty(buffers, step, width)
-    for start in range(0, height, step):
-        stop = min(start + step, height)
-        yield slice(start, stop), scratch[:, : stop - start]
+def tile_sides(height: int, width: int, device: str) -> tuple[int, int]:
+    """Rows and columns of the tiles of a matrix."""
+    down = _even(height, TALLEST)
+    return down, _even(width, max(16, TILE.get(device, TILE_ELSEWHERE) // down))
 
 
-def _block_size(tensor: Tensor) -> int:
-    return BLOCK.get(tensor.device.type, BLOCK_ELSEWHERE)
+Scratch = Callable[[int, int], Sequence[Tensor]]
+
+
+def scratch_tiles(like: Tensor, sides: tuple[int, int], count: int) -> Scratch:
+    """`count` buffers for tiles: (rows, columns) → tiles of that shape. The same memory always: it is in the cache."""
+    memory = _scratch_memory(like, count * sides[0] * sides[1]).view(count, -1)
+    whole = memory.view(count, *sides).unbind()
+
+    def tiles(rows: int, columns: int) -> Sequence[Tensor]:
+        if (rows, columns) == sides:
+            return whole
+        return memory[:, : rows * columns].view(count, rows, columns).unbind()
+
+    return tiles
+
+
+_kept = threading.local()  # each thread's scratch memory by dtype, a few tiles
+
+
+def _scratch_memory(like: Tensor, numbers: int) -> Tensor:
+    """Memory of this dtype and device, on a CPU kept from call to call.
+
+    Blocks of this size go back to the system when they are freed, and each page is then zeroed anew on its first use:
+    that took longer than composing a small layer.
+    """
+    if like.device.type != "cpu":
+        return like.new_empty(numbers)
+    kept = cast(dict[object, Tensor], _kept.__dict__)
+    if like.dtype not in kept or kept[like.dtype].numel() < numbers:
+        kept.pop(like.dtype, None)  # the old one goes before the new one comes
+        kept[like.dtype] = torch.empty(numbers, dtype=like.dtype)
+    return kept[like.dtype][:numbers]
+
+
+def forget_scratch() -> None:
+    """Give this thread's scratch memory back."""
+    _kept.__dict__.clear()
+
+
+def split(size: int, *tensors: tuple[Tensor | None, int]) -> list[tuple[Any, ...]]:
+    """Pieces of every tensor along its own dimension, side by side; None in place of pieces of None.
+
+    Views are made by the row and by the column of tiles, not by the tile: small layers would feel it.
+    """
+    pieces = [repeat(None) if own is None else torch.split(own, size, dim) for own, dim in tensors]
+    return list(zip(*pieces, strict=False))
+
+
+def _even(side: int, most: int) -> int:
+    """The length of even pieces of a side, of at most about `most`, a multiple of 16 if there are several."""
+    count = -(-side // most)
+    return min(-(-side // (16 * count)) * 16, side)
 
 
 class _Hadamard(torch.autograd.Function):
-    """A1, A2 (m, R) and B1, B2 (R, n) → (m, n), in blocks of rows."""
+    """A1, A2 (m, R) and B1, B2 (R, n) → (m, n), in tiles."""
 
     @staticmethod
     def forward(ctx: Any, form: Form, base: Tensor | None, *factors: Tensor) -> Tensor:
@@ -142,60 +194,80 @@ def without_autocast(device: str) -> AbstractContextManager[object]:
 
 def _composed(form: Form, base: Tensor | None, *factors: Tensor) -> Tensor:
     a1, b1, a2, b2 = factors
-    if a1.shape[0] * b1.shape[1] <= _block_size(a1):
-        w1 = _half(form, a1, b1)
-        weight = _join(form, w1, _half(form, a2, b2))
-        return weight if base is None else weight.add_(base)
     weight = a1.new_empty(a1.shape[0], b1.shape[1])
-    for rows, (scratch,) in _blocks(weight):
-        own = _join(form, _half(form, a1[rows], b1, weight[rows]), _half(form, a2[rows], b2, scratch))
-        if base is not None:
-            own.add_(base[rows])
-    return weight
+    down, across = sides = tile_sides(weight.shape[0], weight.shape[1], weight.device.type)
+    scratch = scratch_tiles(weight, sides, 1)
+    if sides == weight.shape:
+        joined(form, half(form, a1, b1, weight), half(form, a2, b2, *scratch(*sides)), out=weight)
+        return weight if base is None else weight.add_(base)
+    rows = split(down, (a1, 0), (a2, 0))
+    for weight_columns, b1_own, b2_own in split(across, (weight, 1), (b1, 1), (b2, 1)):
+        for own, (a1_own, a2_own) in zip(weight_columns.split(down), rows, strict=True):
+            w1, w2 = half(form, a1_own, b1_own, own), half(form, a2_own, b2_own, scratch(*own.shape)[0])
+            joined(form, w1, w2, out=own)
+    return weight if base is None else weight.add_(base)
 
 
-def _half(form: Form, a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
-    half = torch.mm(a, b, out=out)
-    return half.tanh_() if form == "tanh" else half
+def half(form: Form, a: Tensor, b: Tensor, out: Tensor) -> Tensor:
+    """A tile of W1 or W2, in `out`."""
+    torch.mm(a, b, out=out)
+    return out.tanh_() if form == "tanh" else out
 
 
-def _join(form: Form, w1: Tensor, w2: Tensor) -> Tensor:
-    """W in the memory of W1."""
-    return w1.addcmul_(w1, w2) if form == "plus_one" else w1.mul_(w2)
+def joined(form: Form, w1: Tensor, w2: Tensor, out: Tensor) -> Tensor:
+    """W of the two halves, in `out`."""
+    return torch.addcmul(w1, w1, w2, out=out) if form == "plus_one" else torch.mul(w1, w2, out=out)
 
 
 def _plain_gradients(form: Form, grad: Tensor, factors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    pull_back = torch.func.vjp(lambda *own: _plain(form, None, *own), *factors)[1]
+    pull_back = torch.func.vjp(lambda *own: plain(form, None, *own), *factors)[1]
     return tuple(pull_back(grad))
 
 
 def _gradients(form: Form, grad: Tensor, factors: tuple[Tensor, ...], wanted: tuple[bool, ...]) -> list[Tensor | None]:
     """dA1 = (G ⊙ ∂W/∂W1) B1ᵀ, dB1 = A1ᵀ (G ⊙ ∂W/∂W1), and so on; None where not wanted."""
-    parts: list[list[Tensor]] = [[], []]
-    totals: list[Tensor | None] = [None, None]
-    if grad.numel() <= _block_size(grad):
-        for pair, slope in enumerate(_slopes(form, grad, factors, (None,) * 4)):
-            parts[pair] = [slope @ factors[2 * pair + 1].mT] if wanted[2 * pair] else []
-            totals[pair] = factors[2 * pair].mT @ slope if wanted[2 * pair + 1] else None
-    else:
-        for rows, scratch in _blocks(grad, buffers=4 if form == "tanh" else 1):
-            own = (factors[0][rows], factors[1], factors[2][rows], factors[3])
-            for pair, slope in enumerate(_slopes(form, grad[rows], own, scratch)):
-                if wanted[2 * pair]:
-                    parts[pair].append(slope @ own[2 * pair + 1].mT)
-                if wanted[2 * pair + 1]:
-                    totals[pair] = _add_product(totals[pair], own[2 * pair].mT, slope)
-    first, second = (torch.cat(part) if len(part) > 1 else part[0] if part else None for part in parts)
-    return [first, _like(totals[0], grad), second, _like(totals[1], grad)]
+    a1, b1, a2, b2 = factors
+    down, across = sides = tile_sides(grad.shape[0], grad.shape[1], grad.device.type)
+    scratch = scratch_tiles(grad, sides, 4 if form == "tanh" else 1)
+    if sides == grad.shape:
+        return _gradients_of_one_tile(form, grad, factors, wanted, scratch(*sides))
+    d_a1, d_b1, d_a2, d_b2 = totals = zeros(factors, wanted)
+    rows = split(down, (a1, 0), (a2, 0), (a1.mT, 1), (a2.mT, 1), (d_a1, 0), (d_a2, 0))
+    columns = split(across, (grad, 1), (b1, 1), (b2, 1), (b1.mT, 0), (b2.mT, 0), (d_b1, 1), (d_b2, 1))
+    for grad_columns, b1_own, b2_own, b1_t, b2_t, d_b1_own, d_b2_own in columns:
+        for own, (a1_own, a2_own, a1_t, a2_t, d_a1_own, d_a2_own) in zip(grad_columns.split(down), rows, strict=True):
+            slopes = _slopes(form, own, (a1_own, b1_own, a2_own, b2_own), scratch(*own.shape))
+            add_product(d_a1_own, slope := next(slopes), b1_t)
+            add_product(d_b1_own, a1_t, slope)
+            add_product(d_a2_own, slope := next(slopes), b2_t)
+            add_product(d_b2_own, a2_t, slope)
+    return [None if total is None else total.to(grad.dtype) for total in totals]
 
 
-def _slopes(
-    form: Form, grad: Tensor, factors: tuple[Tensor, ...], scratch: Tensor | tuple[None, ...]
-) -> Iterator[Tensor]:
-    """G ⊙ ∂W/∂W1, then G ⊙ ∂W/∂W2, in one buffer: the first is gone when the second is there."""
+def _gradients_of_one_tile(
+    form: Form, grad: Tensor, factors: tuple[Tensor, ...], wanted: tuple[bool, ...], scratch: Sequence[Tensor]
+) -> list[Tensor | None]:
+    """The same with nothing to add up."""
+    found: list[Tensor | None] = []
+    for pair, slope in enumerate(_slopes(form, grad, factors, scratch)):
+        a, b = factors[2 * pair : 2 * pair + 2]
+        found += [slope @ b.mT if wanted[2 * pair] else None, a.mT @ slope if wanted[2 * pair + 1] else None]
+    return found
+
+
+def zeros(factors: Sequence[Tensor], wanted: Sequence[bool]) -> list[Tensor | None]:
+    """Where the gradients are added up, tile by tile: contiguous, which is fast, and in float32 at least."""
+    return [
+        own.new_zeros(own.shape, dtype=torch.promote_types(own.dtype, torch.float32)) if need else None
+        for own, need in zip(factors, wanted, strict=True)
+    ]
+
+
+def _slopes(form: Form, grad: Tensor, factors: tuple[Tensor, ...], scratch: Sequence[Tensor]) -> Iterator[Tensor]:
+    """G ⊙ ∂W/∂W1, then G ⊙ ∂W/∂W2, in one memory, which is then in the cache: the first goes when the second comes."""
     a1, b1, a2, b2 = factors
     if form == "tanh":
-        u, v = _half(form, a1, b1, scratch[1]), _half(form, a2, b2, scratch[2])
+        u, v = half(form, a1, b1, scratch[1]), half(form, a2, b2, scratch[2])
         for own, other in ((u, v), (v, u)):
             slope = torch.mul(other, grad, out=scratch[0])
             yield slope.addcmul_(slope, torch.square(own, out=scratch[3]), value=-1)  # tanh' = 1 − tanh²
@@ -205,118 +277,11 @@ def _slopes(
     yield torch.mm(a1, b1, out=slope).mul_(grad)
 
 
-def _add_product(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
-    """total + left · right, in place. Many blocks are summed: in float32 at least."""
-    if total is not None and total.dtype == left.dtype:
-        return total.addmm_(left, right)
-    product = left @ right
-    if total is not None:
-        return total.add_(product)
-    return product.to(torch.promote_types(product.dtype, torch.float32))
-
-
-def _like(total: Tensor | None, other: Tensor) -> Tensor | None:
-    return None if total is None else total.to(other.dtype)
-
-
-# ------------------------------------------------------------------------------------- a linear layer without its W
-
-
-def linear_without_weight(inputs: Tensor, x1: Tensor, y1: Tensor, x2: Tensor, y2: Tensor) -> Tensor:
-    """inputs Wᵀ, (..., in) → (..., out), W = (X1 Y1ᵀ) ⊙ (X2 Y2ᵀ) never formed (FedPara, Prop. 1, rearranged).
-
-    For one sample v, (W v)_o = Σ_rs X1[o,r] Z[r,s] X2[o,s] with Z = Y1ᵀ diag(v) Y2, (R, R).
-    """
-    flat = inputs.reshape(-1, inputs.shape[-1])
-    outputs = cast(Tensor, _Linear.apply(flat, x1, y1, x2, y2))  # type: ignore[no-untyped-call]
-    return outputs.reshape(*inputs.shape[:-1], len(x1))
-
-
-def pays_without_weight(inputs: Tensor, x1: Tensor, y1: Tensor, x2: Tensor, y2: Tensor) -> bool:
-    """Whether `linear_without_weight` is clearly cheaper than composing W: many weights, few samples, a low rank.
-
-    A rule on shapes alone, fitted to timings on a CPU (simulations/benchmarks/RESULTS.md): elsewhere W is composed.
-    """
-    # First of all: a graph that torch.compile makes must not depend on the number of samples.
-    if _needs_plain(inputs, x1, y1, x2, y2):
-        return False
-    if inputs.device.type != "cpu" or inputs.dtype not in (torch.float32, torch.float64):
-        return False
-    rank, weights = x1.shape[1], x1.shape[0] * y1.shape[0]
-    samples = inputs.numel() // max(1, y1.shape[0])
-    # In multiplications, forward and backward; the constants stand for the passes over memory.
-    through_factors = samples * rank * (x1.shape[0] + y1.shape[0]) * (6 * rank + 300)
-    through_weight = weights * (16 * rank + 6 * samples + 300)
-    return 3 * through_factors < 2 * through_weight
-
-
-class _Linear(torch.autograd.Function):
-    """Samples V (N, in), X1, X2 (out, R), Y1, Y2 (in, R) → (N, out), in blocks of samples."""
-
-    @staticmethod
-    def forward(ctx: Any, inputs: Tensor, *factors: Tensor) -> Tensor:
-        with without_autocast(inputs.device.type):
-            outputs, inner = _linear_outputs(inputs, *factors)
-        ctx.save_for_backward(inputs, inner, *factors)
-        return outputs
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        inputs, inner, *factors = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            pull_back = torch.func.vjp(_plain_linear, inputs, *factors)[1]
-            return pull_back(grad)
-        with without_autocast(grad.device.type):
-            return _linear_gradients(grad, inputs, inner, *factors)
-
-
-def _linear_outputs(inputs: Tensor, x1: Tensor, y1: Tensor, x2: Tensor, y2: Tensor) -> tuple[Tensor, Tensor]:
-    """The outputs, and Z of each sample: (samples, out) and (samples, R, R)."""
-    rank = x1.shape[1]
-    first = y1.mT.contiguous()
-    outputs, inner = inputs.new_empty(x1.shape[0], len(inputs)), inputs.new_empty(len(inputs), rank, rank)
-    for own in _sample_blocks(inputs, x1):
-        inner[own] = (_scaled(inputs[own], first) @ y2).view(-1, rank, rank)
-        outputs[:, own] = _mixed(x1, inner[own]).mul_(x2.unsqueeze(1)).sum(-1)
-    return outputs.mT, inner
-
-
-def _plain_linear(inputs: Tensor, x1: Tensor, y1: Tensor, x2: Tensor, y2: Tensor) -> Tensor:
-    return inputs @ _plain("product", None, x1, y1.mT, x2, y2.mT).mT
-
-
-def _linear_gradients(grad: Tensor, inputs: Tensor, inner: Tensor, *factors: Tensor) -> tuple[Tensor, ...]:
-    """Of the samples, X1, Y1, X2, Y2; P = X1 Z, L = diag(v) Y1 for one sample."""
-    x1, y1, x2, y2 = factors
-    rank = x1.shape[1]
-    first, second = y1.mT.contiguous(), y2.mT
-    d_inputs, d_x1, d_x2 = torch.empty_like(inputs), torch.zeros_like(x1), torch.zeros_like(x2)
-    d_first, d_second = torch.zeros_like(first), torch.zeros_like(first)
-    for own in _sample_blocks(inputs, x1):
-        z, upstream = inner[own].transpose(0, 1).reshape(rank, -1), grad[own].mT.unsqueeze(2)
-        p = _mixed(x1, inner[own])
-        d_x2 += p.mul_(upstream).sum(1)
-        d_p = torch.mul(upstream, x2.unsqueeze(1), out=p).flatten(1)
-        d_x1.addmm_(d_p, z.mT)
-        d_z = (x1.mT @ d_p).view(rank, -1, rank).transpose(0, 1).reshape(-1, rank)
-        scaled = _scaled(inputs[own], first)
-        d_second.addmm_(d_z.mT, scaled)
-        d_scaled = torch.mm(d_z, second, out=scaled).view(-1, *first.shape)
-        d_inputs[own] = (d_scaled * first).sum(1)
-        d_first += d_scaled.mul_(inputs[own].unsqueeze(1)).sum(0)
-    return d_inputs, d_x1, d_first.mT, d_x2, d_second.mT
-
-
-def _scaled(samples: Tensor, first: Tensor) -> Tensor:
-    """(diag(v) Y1)ᵀ of each sample v, under one another: (samples·R, in)."""
-    return (samples.unsqueeze(1) * first).flatten(0, 1)
-
-
-def _mixed(x1: Tensor, inner: Tensor) -> Tensor:
-    """X1 Z of each sample: (out, samples, R)."""
-    return (x1 @ inner.transpose(0, 1).reshape(x1.shape[1], -1)).view(len(x1), *inner.shape[:2])
-
-
-def _sample_blocks(inputs: Tensor, x1: Tensor) -> Iterator[slice]:
-    step = max(1, SAMPLES_BLOCK // (x1.shape[1] * max(x1.shape[0], inputs.shape[1])))
-    return (slice(start, start + step) for start in range(0, len(inputs), step))
+def add_product(total: Tensor | None, left: Tensor, right: Tensor) -> None:
+    """total += left · right, where there is a total."""
+    if total is None:
+        return
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
+    else:
+        total.add_(left @ right)

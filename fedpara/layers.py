@@ -71,14 +71,11 @@ class Factorised(nn.Module):
         given: dict[str, Any] = {} if base is None else {"base": base}  # only FedPara takes one
         return self.config.compose(*factors, **given).reshape(self.shape)
 
-    def linear(self, inputs: Tensor, *factors: Tensor) -> Tensor | None:
-        """inputs Wᵀ without W, (..., in) → (..., out), where that is cheaper; None where it is not."""
+    def linear(self, inputs: Tensor, factors: list[Tensor], bias: Tensor | None) -> Tensor | None:
+        """inputs Wᵀ + bias without a whole W, (..., in) → (..., out), where that is cheaper; None where it is not."""
         if autocasts(inputs.device.type):
             return None
-        outputs = self.config.linear(inputs, *factors)
-        if outputs is None or self.base is None:
-            return outputs
-        return outputs + nn.functional.linear(inputs, self.base)
+        return self.config.linear(inputs, *factors, bias=bias, base=self.base)
 
     def right_inverse(self, weight: Tensor) -> tuple[Tensor, ...]:
         if self._drawn:
@@ -185,7 +182,10 @@ def adapt_class(module: nn.Module) -> None:
 def _held(name: str, composed: property) -> property:
     def read(module: nn.Module) -> Tensor:
         held = _held_weights(module)
-        return held[name] if name in held else cast(Callable[[nn.Module], Tensor], composed.fget)(module)
+        if name in held:
+            return held[name]
+        own = _alone(module, name)
+        return own[0](*own[1]) if own is not None else cast(Callable[[nn.Module], Tensor], composed.fget)(module)
 
     return property(read, composed.fset)
 
@@ -204,15 +204,22 @@ def _forward_composing_once(module: nn.Module, *args: Any, **kwargs: Any) -> Any
 
 
 def _linear_forward(module: nn.Linear, inputs: Tensor) -> Tensor:
-    own = factorised(module).get("weight")
-    outputs = None
-    if own is not None and not _held_weights(module) and not parametrize._cache_enabled:
-        stack = cast(parametrize.ParametrizationList, cast(nn.ModuleDict, module.parametrizations)["weight"])
-        if len(stack) == 1:
-            outputs = own.linear(inputs, *(getattr(stack, f"original{index}") for index in range(stack.ntensors)))
-    if outputs is None:
-        return nn.functional.linear(inputs, module.weight, module.bias)
-    return outputs if module.bias is None else outputs + module.bias
+    own = None if _held_weights(module) else _alone(module, "weight")
+    outputs = None if own is None else own[0].linear(inputs, own[1], module.bias)
+    return nn.functional.linear(inputs, module.weight, module.bias) if outputs is None else outputs
+
+
+def _alone(module: nn.Module, name: str) -> tuple[Factorised, list[Tensor]] | None:
+    """This weight's factorisation and factors, where nothing else is to be done: no other parametrization, no cache.
+
+    Read from the modules' dictionaries: a small layer would feel torch's way through properties and lists.
+    """
+    stack = cast(nn.Module, module._modules["parametrizations"])._modules[name]
+    modules = cast(nn.Module, stack)._modules
+    own = modules["0"]
+    if len(modules) > 1 or parametrize._cache_enabled or not isinstance(own, Factorised):
+        return None
+    return own, cast(list[Tensor], list(cast(nn.Module, stack)._parameters.values()))
 
 
 def _read_flat_weights(module: nn.RNNBase) -> list[Tensor | None]:

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from . import compose
+from . import compose, linear
 from .errors import ConfigError
 from .initialise import draw_factors, root_mean_square
 from .layers import Factorised, adapt_class, composed_once, factorised, precise_weight
@@ -123,11 +123,11 @@ class FedPara:
         """The dense weight, plus `base`; a 1 × 1 kernel, and with reshape=True every kernel, as a matrix."""
         return compose.fedpara(*factors, activation=self.activation, base=base)
 
-    def linear(self, inputs: Tensor, *factors: Tensor) -> Tensor | None:
-        """inputs Wᵀ without W, (..., in) → (..., out); None where composing W is cheaper."""
-        if self.activation is not None or not compose.pays_without_weight(inputs, *factors):
-            return None
-        return compose.linear_without_weight(inputs, *factors)
+    def linear(
+        self, inputs: Tensor, *factors: Tensor, bias: Tensor | None = None, base: Tensor | None = None
+    ) -> Tensor | None:
+        """inputs Wᵀ + bias, (..., in) → (..., out), without a whole W; None where composing W is cheaper."""
+        return linear.hadamard("tanh" if self.activation else "product", inputs, factors, bias, base)
 
     def pair_rms(self, rms: float) -> float:
         """The rms that each pair X Yᵀ needs for W to have this rms."""
@@ -165,11 +165,11 @@ class PFedPara:
         """The shape that the factors are made for: the dense one."""
         return shape
 
-    def linear(self, inputs: Tensor, *factors: Tensor) -> Tensor | None:
-        """inputs Wᵀ without W, (..., in) → (..., out); None where composing W is cheaper."""
-        if not compose.pays_without_weight(inputs, *factors):
-            return None
-        return compose.linear_without_weight(inputs, *factors) + inputs @ factors[1] @ factors[0].mT
+    def linear(
+        self, inputs: Tensor, *factors: Tensor, bias: Tensor | None = None, base: Tensor | None = None
+    ) -> Tensor | None:
+        """inputs Wᵀ + bias, (..., in) → (..., out), without a whole W; None where composing W is cheaper."""
+        return linear.hadamard("plus_one", inputs, factors, bias, base)
 
     def pair_rms(self, rms: float) -> float:
         """The rms that each pair X Yᵀ needs for W to have this rms."""
@@ -214,9 +214,12 @@ class LowRank:
         """The shape that the factors are made for: the dense one."""
         return shape
 
-    def linear(self, inputs: Tensor, *factors: Tensor) -> Tensor | None:
-        """inputs Wᵀ without W, (..., in) → (..., out): the factors hold fewer numbers, so it is always cheaper."""
-        return inputs @ factors[1] @ factors[0].mT
+    def linear(
+        self, inputs: Tensor, *factors: Tensor, bias: Tensor | None = None, base: Tensor | None = None
+    ) -> Tensor | None:
+        """inputs Wᵀ + bias, (..., in) → (..., out): the factors hold fewer numbers, so it is always cheaper."""
+        outputs = inputs @ factors[1] @ factors[0].mT
+        return outputs if bias is None else outputs + bias
 
     def pair_rms(self, rms: float) -> float:
         """The rms that each pair X Yᵀ needs for W to have this rms."""

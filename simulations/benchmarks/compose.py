@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.autograd.profiler import profile
 from torch.nn.utils import parametrize
 
-from fedpara import compose
+from fedpara import compose, linear
 from fedpara.layers import composed_once
 from fedpara.models import VGG16
 from fedpara.parametrize import FedPara, describe, parametrize_
@@ -267,6 +267,7 @@ def times(steps: dict[str, Step], turns: int, clock: Callable[[], float]) -> dic
 
 def peak_bytes(step: Step) -> int:
     """The most that torch's allocator had handed out at once during a step, beyond what was there before."""
+    compose.forget_scratch()  # what is kept from step to step counts too
     with profile(profile_memory=True) as profiled:
         step()
     changes = [event for event in profiled.kineto_results.events() if event.name() == "[memory]"]
@@ -295,8 +296,8 @@ def table(problem: Problem, steps: dict[str, Step], turns: int, clock: Callable[
 
 
 def without_weight_table(turns: int, clock: Callable[[], float]) -> str:
-    """Markdown: a linear layer with its weight composed, and without it, for ranks and batches on both sides."""
-    lines = ["| layer | rank | batch | with W | without W | chosen |", "|---|---|---|---|---|---|"]
+    """Markdown: a linear layer with its weight in tiles, and without it, for ranks and batches on both sides."""
+    lines = ["| layer | rank | batch | W in tiles | without W | chosen |", "|---|---|---|---|---|---|"]
     for out_side, in_side, rank in LAYERS:
         for samples in (1, 8, 32, 128):
             weight = torch.randn(out_side, in_side, requires_grad=True)
@@ -305,16 +306,16 @@ def without_weight_table(turns: int, clock: Callable[[], float]) -> str:
             seconds = times(
                 {
                     "dense": layer_step(nn.functional.linear, inputs, weight),
-                    "with": layer_step(
-                        lambda *own: nn.functional.linear(own[0], compose.fedpara(*own[1:])), inputs, *factors
+                    "tiled": layer_step(lambda own, *rest: linear.tiled("product", own, rest), inputs, *factors),
+                    "without": layer_step(
+                        lambda own, *rest: linear.without_weight("product", own, rest), inputs, *factors
                     ),
-                    "without": layer_step(compose.linear_without_weight, inputs, *factors),
                 },
                 turns,
                 clock,
             )
             dense, composed, without = (statistics.median(own) for own in seconds.values())
-            chosen = "without" if compose.pays_without_weight(inputs, *factors) else "with"
+            chosen = "without" if linear.pays_without_weight(inputs, *factors) else "tiled"
             cells = f"{out_side}×{in_side}", rank, samples, f"{composed / dense:.2f}", f"{without / dense:.2f}", chosen
             lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)

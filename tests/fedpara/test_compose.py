@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,8 +12,20 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from fedpara import compose
+from fedpara import compose, linear
 from tests import reference
+
+SMALL = compose.SMALL
+
+
+@pytest.fixture(autouse=True, scope="module")
+def own_way() -> Iterator[None]:
+    """In these tests small weights too go the library's own way, not through torch's graph."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr(compose, "SMALL", 0)
+    yield
+    patch.undo()
+
 
 no_deadline = settings(deadline=None)  # a busy machine is not a failure
 Pair = tuple[Tensor, ...]
@@ -142,10 +157,13 @@ def literal_form(form: Form, first: Pair, second: Pair) -> Tensor:
     return reference.fedpara(first, second, "tanh" if form == "tanh" else None)
 
 
-def with_blocks(size: int) -> pytest.MonkeyPatch:
+def with_tiles(size: int) -> pytest.MonkeyPatch:
+    """The library's own way for weights of any size, in tiles of about this size and at most 32 rows."""
     patch = pytest.MonkeyPatch()
-    patch.setitem(compose.BLOCK, "cpu", size)
-    patch.setattr(compose, "SAMPLES_BLOCK", size)
+    patch.setattr(compose, "SMALL", 0)
+    patch.setattr(compose, "TALLEST", 32)
+    patch.setitem(compose.TILE, "cpu", size)
+    patch.setattr(linear, "SAMPLES_BLOCK", size)
     return patch
 
 
@@ -171,7 +189,7 @@ def tall_pairs(
     st.lists(st.booleans(), min_size=6, max_size=6),
     st.tuples(st.sampled_from([(50, 9), (9, 50), (33, 33)]), st.integers(0, 2**31)),
 )
-def test_blocks_and_frozen_factors_change_nothing(
+def test_tiles_and_frozen_factors_change_nothing(
     kernel: tuple[int, ...], form: Form, block: int, trained: list[bool], drawn: tuple[tuple[int, int], int]
 ) -> None:
     sides, seed = drawn
@@ -183,7 +201,7 @@ def test_blocks_and_frozen_factors_change_nothing(
     for index in wanted:
         fast[index].requires_grad_()
         literal[index].requires_grad_()
-    patch = with_blocks(block)
+    patch = with_tiles(block)
     try:
         ours = compose_form(form, stored(tuple(fast[:half]), tuple(fast[half:])))
         theirs = literal_form(form, tuple(literal[:half]), tuple(literal[half:]))
@@ -202,11 +220,11 @@ def relative(own: Tensor, other: Tensor) -> float:
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("block", [2**19, 1])
-def test_bfloat16_sums_its_blocks_in_float32(form: Form, block: int) -> None:
+def test_bfloat16_sums_its_tiles_in_float32(form: Form, block: int) -> None:
     first, second = tall_pairs((), torch.float32, 3, (400, 40))
     low = [factor.bfloat16().requires_grad_() for factor in stored(first, second)]
     exact = [factor.detach().double().requires_grad_() for factor in low]
-    patch = with_blocks(block)
+    patch = with_tiles(block)
     try:
         weight = compose_form(form, low)
         grads = torch.autograd.grad(weight, low, torch.ones_like(weight))
@@ -263,7 +281,7 @@ def test_transforms_and_forward_mode_agree(form: Form) -> None:
 @pytest.mark.parametrize("block", [2**19, 1])
 def test_a_base_is_added_as_a_constant(activation: str | None, kernel: tuple[int, ...], block: int) -> None:
     factors = [factor.requires_grad_() for factor in stored(*tall_pairs(kernel, torch.float64, 7))]
-    patch = with_blocks(block)
+    patch = with_tiles(block)
     try:
         bare = compose.fedpara(*factors, activation=activation)
         base = torch.randn_like(bare)
@@ -307,6 +325,89 @@ def test_a_graph_can_be_gone_through_twice_but_not_with_changed_factors() -> Non
         torch.autograd.grad(weight.sum(), factors)
 
 
+# ------------------------------------------------------------------------------------------------- linear layers
+
+
+@no_deadline
+@given(
+    st.tuples(st.integers(1, 50), st.integers(1, 50), st.integers(1, 5)),
+    st.sampled_from([(), (1,), (7,), (3, 4), (0,), (2, 1, 3)]),
+    st.tuples(st.sampled_from(["product", "tanh", "plus_one"]), st.sampled_from([2**18, 700, 1])),
+    st.lists(st.booleans(), min_size=8, max_size=8),
+    st.integers(0, 2**31),
+)
+def test_a_linear_layer_in_tiles(
+    sides: tuple[int, int, int],
+    samples: tuple[int, ...],
+    way: tuple[compose.Form, int],
+    choices: list[bool],
+    seed: int,
+) -> None:
+    out_side, in_side, rank = sides
+    form, tile = way
+    generator = torch.Generator().manual_seed(seed)
+    sizes = [(*samples, in_side), (out_side, rank), (in_side, rank), (out_side, rank), (in_side, rank), (out_side,)]
+    leaves = [torch.randn(size, generator=generator, dtype=torch.float64) for size in sizes]
+    wanted = [leaf.requires_grad_() for leaf, trained in zip(leaves, choices, strict=False) if trained]
+    *inner, bias = leaves
+    bias = bias if choices[6] else None
+    base = torch.randn(out_side, in_side, generator=generator, dtype=torch.float64) if choices[7] else None
+    inputs, x1, y1, x2, y2 = inner
+    literal = literal_form({"product": "fedpara", "tanh": "tanh", "plus_one": "pfedpara"}[form], (x1, y1), (x2, y2))
+    expected = inputs @ (literal if base is None else literal + base).T + (0 if bias is None else bias)
+    patch = with_tiles(tile)
+    try:
+        ours = linear.tiled(form, inner[0], inner[1:], bias, base)
+        torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-10)
+        wanted = [leaf for leaf in wanted if leaf is not leaves[5] or bias is not None]
+        if not wanted:
+            return
+        upstream = torch.randn(ours.shape, generator=generator, dtype=torch.float64)
+        grads = torch.autograd.grad(ours, wanted, upstream)
+    finally:
+        patch.undo()
+    for own, other in zip(grads, torch.autograd.grad(expected, wanted, upstream), strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("form", ["product", "tanh", "plus_one"])
+@pytest.mark.parametrize("way", ["tiled", "without_weight"])
+def test_second_derivatives_of_a_linear_layer(form: compose.Form, way: str) -> None:
+    if (form, way) == ("tanh", "without_weight"):
+        pytest.skip("tanh needs the weight")
+    factors = [factor.requires_grad_() for factor in stored(*tall_pairs((), torch.float64, 10, (4, 3)))]
+    inputs = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
+    layer = getattr(linear, way)
+    assert torch.autograd.gradcheck(lambda inputs, *own: layer(form, inputs, own), (inputs, *factors))
+    assert torch.autograd.gradgradcheck(lambda inputs, *own: layer(form, inputs, own), (inputs, *factors))
+
+
+def test_a_layer_goes_the_way_that_its_size_and_precision_allow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compose, "SMALL", SMALL)
+
+    def takes(out_side: int, samples: int, dtype: torch.dtype = torch.float32) -> bool:
+        factors = tuple(torch.zeros(out_side, 8, dtype=dtype) for _ in range(4))
+        return linear.hadamard("product", torch.zeros(samples, out_side, dtype=dtype), factors) is not None
+
+    assert takes(512, 64)
+    assert takes(1024, 1)
+    assert not takes(64, 64)
+    assert not takes(512, 64, torch.bfloat16)
+    inputs, factors = torch.zeros(4, 512), tuple(torch.zeros(512, 8) for _ in range(4))
+    seen = torch.func.vmap(lambda own: torch.tensor(linear.hadamard("product", own, factors) is None))
+    assert seen(inputs.unsqueeze(0)).all()
+
+
+def test_scratch_memory_is_each_threads_own() -> None:
+    sides = (16, 16)
+    mine = compose.scratch_tiles(torch.zeros(()), sides, 1)(*sides)[0]
+    again = compose.scratch_tiles(torch.zeros(()), sides, 1)(*sides)[0]
+    assert mine.data_ptr() == again.data_ptr()
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(lambda: compose.scratch_tiles(torch.zeros(()), sides, 1)(*sides)[0]).result()
+    assert other.data_ptr() != mine.data_ptr()
+
+
 # ------------------------------------------------------------------------------------------- without the weight
 
 
@@ -314,35 +415,30 @@ def test_a_graph_can_be_gone_through_twice_but_not_with_changed_factors() -> Non
 @given(
     st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(1, 5)),
     st.sampled_from([(), (1,), (7,), (3, 4), (0,), (2, 1, 3)]),
+    st.sampled_from(["product", "plus_one"]),
     st.sampled_from([2**20, 1]),
     st.integers(0, 2**31),
 )
 def test_a_linear_layer_without_its_weight(
-    sides: tuple[int, int, int], samples: tuple[int, ...], block: int, seed: int
+    sides: tuple[int, int, int], samples: tuple[int, ...], form: compose.Form, block: int, seed: int
 ) -> None:
     out_side, in_side, rank = sides
     generator = torch.Generator().manual_seed(seed)
     sizes = [(*samples, in_side), (out_side, rank), (in_side, rank), (out_side, rank), (in_side, rank)]
     leaves = [torch.randn(size, generator=generator, dtype=torch.float64, requires_grad=True) for size in sizes]
     upstream = torch.randn((*samples, out_side), generator=generator, dtype=torch.float64)
-    patch = with_blocks(block)
+    patch = with_tiles(block)
     try:
-        ours = compose.linear_without_weight(*leaves)
+        ours = linear.without_weight(form, leaves[0], leaves[1:])
         grads = torch.autograd.grad(ours, leaves, upstream)
     finally:
         patch.undo()
     inputs, x1, y1, x2, y2 = leaves
-    literal = inputs @ reference.fedpara((x1, y1), (x2, y2)).T
+    weight = (reference.fedpara if form == "product" else reference.pfedpara)((x1, y1), (x2, y2))
+    literal = inputs @ weight.T
     torch.testing.assert_close(ours, literal, rtol=1e-10, atol=1e-10)
     for own, other in zip(grads, torch.autograd.grad(literal, leaves, upstream), strict=True):
         torch.testing.assert_close(own, other, rtol=1e-10, atol=1e-10)
-
-
-def test_second_derivatives_without_the_weight() -> None:
-    factors = [factor.requires_grad_() for factor in stored(*tall_pairs((), torch.float64, 10, (4, 3)))]
-    inputs = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(compose.linear_without_weight, (inputs, *factors))
-    assert torch.autograd.gradgradcheck(compose.linear_without_weight, (inputs, *factors))
 
 
 @pytest.mark.parametrize(
@@ -360,6 +456,4 @@ def test_the_weight_is_left_out_where_that_was_measured_to_pay(
     shape: tuple[int, int], rank: int, samples: int, pays: bool
 ) -> None:
     factors = [torch.zeros(side, rank) for side in (*shape, *shape)]
-    assert compose.pays_without_weight(torch.zeros(samples, shape[1]), *factors) is pays
-    low = [factor.bfloat16() for factor in factors]
-    assert not compose.pays_without_weight(torch.zeros(samples, shape[1], dtype=torch.bfloat16), *low)
+    assert linear.pays_without_weight(torch.zeros(samples, shape[1]), *factors) is pays
