@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable
 from torch import Tensor
 
 from fedpara.app import code_hash
-from fedpara.codec import codec
+from fedpara.codec import Codec, codec, encode_with_feedback
 from fedpara.errors import CodecError, FedparaError
 from fedpara.seeds import generator_for
-from fedpara.wire import ARRAYS, PACKED, SEED, SETTINGS, check_seed
+from fedpara.wire import ARRAYS, NOT_HELD, PACKED, SEED, SETTINGS, check_seed
 
-from .runtime import Runtime, client_name, runtime_for
+from .runtime import Runtime, client_name, runtime_for, state_folder
+from .state import ClientState
 
 REFUSED = 1000  # error code of a reply that says why this client did not take part
 
@@ -27,40 +30,81 @@ def codec_mod(message: Message, context: Context, call_next: ClientAppCallable) 
     try:
         settings = message.content.config_records[SETTINGS]
         runtime = runtime_for(str(settings["recipe"]), context)
-        received = _decode(message, runtime, str(settings["downlink"]))
+        link = _Link(runtime, context, int(str(settings["key"])))
+        received = link.decode(message, str(settings["downlink"]))
         reply = call_next(message, context)
         if ARRAYS in reply.content.array_records:
-            _encode(reply, runtime, received, client_name(runtime, context), str(settings["key"]))
+            link.encode(reply, received)
         reply.content[SETTINGS] = ConfigRecord({"code": code_hash()})
         return reply
+    except _NotHeldError as error:
+        return Message(Error(NOT_HELD, str(error)), reply_to=message)
     except FedparaError as error:
         return Message(Error(REFUSED, str(error)), reply_to=message)
 
 
-def _decode(message: Message, runtime: Runtime, downlink: str) -> dict[str, Tensor]:
-    """Replace the packed model in the message by plain arrays; the tensors that both sides now hold."""
-    content: RecordDict = message.content
-    if ARRAYS not in content.array_records:
-        return {}
-    array = next(iter(content.array_records[ARRAYS].values()))
-    if array.stype == SEED:
-        check_seed(array.data, runtime.recipe.seed, runtime.shared)
-        state = dict(runtime.shared)
-    elif array.stype == PACKED:
-        state = codec(downlink).decode(array.data, runtime.shared)
-    else:
-        raise CodecError(f"a broadcast of type '{array.stype}', expected {SEED} or {PACKED}: do the versions match?")
-    content[ARRAYS] = ArrayRecord(state)
-    return state
+class _NotHeldError(CodecError):
+    """The broadcast is the difference to a model that this client lacks."""
 
 
-def _encode(reply: Message, runtime: Runtime, received: dict[str, Tensor], client: str, key: str) -> None:
-    """Pack the reply's model into one Array, as the difference to what was received where the codec wants it.
+class _Link:
+    """One round of one client: what it holds of the server's models and owes to it is kept on its own disk."""
 
-    Rounding draws from a generator of this client and round, so that a repeated round sends the same bytes.
-    """
-    record = reply.content.array_records[ARRAYS]
-    trained = {name: torch.from_numpy(array.numpy()) for name, array in record.items()}
-    rounding = generator_for(runtime.recipe.seed, "uplink", key, client)
-    blob = runtime.uplink.encode(trained, reference=received, generator=rounding)
-    reply.content[ARRAYS] = ArrayRecord({"model": Array("uint8", (len(blob),), PACKED, blob)})
+    def __init__(self, runtime: Runtime, context: Context, round: int) -> None:
+        self.runtime, self.round = runtime, round
+        self.client = client_name(runtime, context)
+        self.kept = ClientState(state_folder(context) / "link", self.client)
+
+    def decode(self, message: Message, downlink: str) -> dict[str, Tensor]:
+        """Replace the packed model in the message by plain arrays; the tensors that both sides now hold."""
+        content: RecordDict = message.content
+        if ARRAYS not in content.array_records:
+            return {}
+        array = next(iter(content.array_records[ARRAYS].values()))
+        if array.stype == SEED:
+            check_seed(array.data, self.runtime.recipe.seed, self.runtime.shared)
+            state = dict(self.runtime.shared)
+        elif array.stype == PACKED:
+            state = self._unpack(array.data, codec(downlink))
+        else:
+            raise CodecError(
+                f"a broadcast of type '{array.stype}', expected {SEED} or {PACKED}: do the versions match?"
+            )
+        content[ARRAYS] = ArrayRecord(state)
+        return state
+
+    def _unpack(self, blob: bytes, downlink: Codec) -> dict[str, Tensor]:
+        like = self.runtime.shared
+        candidates = chain([like], (_part(kept, HELD) for kept in self.kept.all()))
+        try:
+            reference = downlink.find_reference(blob, like, candidates)
+        except CodecError as error:
+            raise _NotHeldError(str(error)) from None
+        return downlink.decode(blob, like, reference=reference)
+
+    def encode(self, reply: Message, received: dict[str, Tensor]) -> None:
+        """Pack the reply's model into one Array, as the difference to what was received where the codec wants it.
+
+        Rounding draws from a generator of this client and round, so that a repeated round sends the same bytes.
+        """
+        record = reply.content.array_records[ARRAYS]
+        trained = {name: torch.from_numpy(array.numpy()) for name, array in record.items()}
+        rounding = generator_for(self.runtime.recipe.seed, "uplink", str(self.round), self.client)
+        uplink, owed = self.runtime.uplink, {}
+        if uplink.feedback:
+            before = _part(self.kept.load(self.round) or {}, OWED)
+            blob, owed = encode_with_feedback(uplink, trained, reference=received, residual=before, generator=rounding)
+        else:
+            blob = uplink.encode(trained, reference=received, generator=rounding)
+        held = received if self.runtime.recipe.differences else {}
+        if held or owed:
+            tensors = {HELD + name: tensor for name, tensor in held.items()}
+            self.kept.save(self.round, tensors | {OWED + name: tensor for name, tensor in owed.items()})
+        reply.content[ARRAYS] = ArrayRecord({"model": Array("uint8", (len(blob),), PACKED, blob)})
+
+
+HELD, OWED = "held/", "owed/"
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -28,12 +28,20 @@ class ClientState:
 
     def load(self, before_round: int) -> dict[str, Tensor] | None:
         """The newest readable state from before this round, or None for a client never seen."""
-        for path in reversed([path for round, path in self._files().items() if round < before_round]):
+        return next(
+            self._readable({round: path for round, path in self._files().items() if round < before_round}), None
+        )
+
+    def all(self) -> Iterator[dict[str, Tensor]]:
+        """Every readable state, the newest first."""
+        return self._readable(self._files())
+
+    def _readable(self, files: Mapping[int, Path]) -> Iterator[dict[str, Tensor]]:
+        for path in reversed(files.values()):
             try:
-                return load_file(path)
+                yield load_file(path)
             except (SafetensorError, OSError):  # cut off by a crash of the machine: the one before still stands
                 continue
-        return None
 
     def save(self, round: int, tensors: Mapping[str, Tensor]) -> None:
         """Keep what the client holds after this round."""

@@ -65,6 +65,7 @@ class Recipe:
     activation: str = setting("none", "applied to both factors' products", choices=("none", "tanh"))
     uplink: str = setting("fp32", "codec of what clients send")
     downlink: str = setting("fp32", "codec of what the server sends")
+    differences: bool = setting(True, "send a client the difference to what it is known to hold, where that is smaller")
     first_broadcast: str = setting("seed", "the first model goes as a seed or as weights", choices=("seed", "weights"))
     strategy: str = setting("fedavg", "how the server turns the mean update into the next model")
     evaluate_every: int = setting(1, "rounds between evaluations on the server's test data", low=1)

@@ -25,10 +25,11 @@ from fedpara.run import Row, Run, RunWriter
 from fedpara.seeds import derive
 from fedpara.sharing import shared_state
 from fedpara.task import Metrics, Task, build_model, build_task
-from fedpara.wire import ARRAYS, CONFIG, EVALUATION, EXAMPLES, ROUND
+from fedpara.wire import ARRAYS, CONFIG, EVALUATION, EXAMPLES, RETRY, ROUND
 
 from .evaluation import Evaluator
-from .grid import CodedGrid
+from .grid import CodedGrid, NotHeldError
+from .memory import ClientMemory
 from .roster import call_the_roll
 from .strategies import build_strategy
 
@@ -58,6 +59,7 @@ class _Round:
     trained: list[Metrics] = field(default_factory=list)
     judged: list[Metrics] = field(default_factory=list)
     dropped: list[dict[str, str]] = field(default_factory=list)
+    lacking: list[str] = field(default_factory=list)  # clients that lack what they were sent the difference to
 
 
 class Federation:
@@ -75,8 +77,10 @@ class Federation:
         self.grid = CodedGrid(grid, recipe, self.initial)
         self.writer = RunWriter(folder, recipe, resume=resume)  # after all that can be wrong with the recipe
         self.grid.ledger = self.writer.ledger
+        self.grid.memory = ClientMemory(folder / "held")
         self.model = dict(self.initial)
         if self.writer.start:
+            self.grid.memory.load(self.writer.start.extra.get("held", {}))
             self.model = dict(self.writer.start.model)
             self.strategy.load_state_dict(self.writer.start.strategy)
 
@@ -98,14 +102,11 @@ class Federation:
         started = time.perf_counter()
         recorded = len(self.writer.ledger)
         cohort = sample(self.recipe, round, list(roster))
-        content = {ARRAYS: ArrayRecord(self.model), CONFIG: ConfigRecord({ROUND: round})}
-        message = RecordDict(content)
-        ttl = self.recipe.deadline + 60.0  # Flower discards a reply older than this
-        messages = [Message(message, roster[name], MessageType.TRAIN, ttl=ttl, group_id=str(round)) for name in cohort]
-        ids = self.grid.push_messages(messages)
+        asked = self._ask(round, cohort, roster)
         trained_at = time.perf_counter()
-        asked = {message_id: client for message_id, client in zip(ids, cohort, strict=True) if message_id is not None}
         result = self._collect(asked, cohort)
+        if result.lacking:  # what these held is lost: all of the model, once more
+            self._collect(self._ask(round, result.lacking, roster, again=True), result.lacking, result)
         if result.mean.count:
             self.model = self.strategy.step(self.model, result.mean.result())
         else:
@@ -119,12 +120,24 @@ class Federation:
             "train": round_to(aggregated_at - trained_at),
             "evaluate": round_to(time.perf_counter() - aggregated_at),
         }
-        self.writer.finish_round(row, Checkpoint(round, self.model, self.strategy.state_dict()))
+        held = self.grid.memory.save()
+        self.writer.finish_round(row, Checkpoint(round, self.model, self.strategy.state_dict(), {"held": held}))
+        self.grid.memory.prune()
         self.observer.finished_round(row)
 
-    def _collect(self, asked: Mapping[str, str], cohort: list[str]) -> _Round:
+    def _ask(self, round: int, cohort: list[str], roster: Mapping[str, int], *, again: bool = False) -> dict[str, str]:
+        """Send the model to these clients: message id -> client."""
+        config = ConfigRecord({ROUND: round, RETRY: 1} if again else {ROUND: round})
+        content = RecordDict({ARRAYS: ArrayRecord(self.model), CONFIG: config})
+        ttl = self.recipe.deadline + 60.0  # Flower discards a reply older than this
+        messages = [Message(content, roster[name], MessageType.TRAIN, ttl=ttl, group_id=str(round)) for name in cohort]
+        ids = self.grid.push_messages(messages)
+        return {message_id: client for message_id, client in zip(ids, cohort, strict=True) if message_id is not None}
+
+    def _collect(self, asked: Mapping[str, str], cohort: list[str], result: _Round | None = None) -> _Round:
         """Add every good reply to the mean; name and count the others."""
-        result = _Round(StreamingMean(self.initial))
+        again = result is not None
+        result = result or _Round(StreamingMean(self.initial))
         answered = set()
         for reply in self.grid.replies(asked, self.recipe.deadline):
             client = asked.get(reply.metadata.reply_to_message_id, "unknown")
@@ -132,6 +145,13 @@ class Federation:
             try:
                 update = self.grid.open(reply)
                 result.mean.add(update.state, update.examples)
+            except NotHeldError as error:
+                if not again:
+                    result.lacking.append(client)
+                    log.warning("%s: %s", client, error)
+                    continue
+                result.dropped.append({"client": client, "reason": str(error)})
+                continue
             except FedparaError as error:
                 result.dropped.append({"client": client, "reason": str(error)})
                 log.warning("%s dropped: %s", client, error)

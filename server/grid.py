@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
@@ -18,7 +18,22 @@ from fedpara.config import Recipe, client_settings
 from fedpara.errors import FedparaError, UpdateError
 from fedpara.ledger import Ledger
 from fedpara.seeds import generator_for
-from fedpara.wire import ARRAYS, CONFIG, EVALUATION, EXAMPLES, METRICS, PACKED, ROUND, SEED, SETTINGS, pack_seed
+from fedpara.wire import (
+    ARRAYS,
+    CONFIG,
+    EVALUATION,
+    EXAMPLES,
+    METRICS,
+    NOT_HELD,
+    PACKED,
+    RETRY,
+    ROUND,
+    SEED,
+    SETTINGS,
+    pack_seed,
+)
+
+from .memory import ClientMemory
 
 State = dict[str, Tensor]
 DROPPED = 1001  # error code of a reply that was refused on arrival
@@ -26,12 +41,12 @@ DROPPED = 1001  # error code of a reply that was refused on arrival
 
 @dataclass(frozen=True)
 class Broadcast:
-    """One model on its way down: encoded once, sent to the whole cohort."""
+    """One model on its way down: encoded once for all the clients of a cohort that hold the same."""
 
     received: State  # what the clients make of it
     lost: State  # what the codec rounded away of the server's own model
     blob: bytes
-    purpose: str  # "weights" or "seed"
+    purpose: str  # "weights", "seed" or "retry"
 
     def record(self) -> ArrayRecord:
         stype = SEED if self.purpose == "seed" else PACKED
@@ -63,13 +78,22 @@ class CodedGrid(Grid):
         recipe: codecs, seed and what clients must know.
         initial: the shared tensors as they come out of the recipe's seed; the schema of every payload.
         ledger: receives every message sent and received, dropped ones too.
+        memory: what clients are known to hold; a new one by default.
     """
 
-    def __init__(self, inner: Grid, recipe: Recipe, initial: State, ledger: Ledger | None = None) -> None:
+    def __init__(
+        self,
+        inner: Grid,
+        recipe: Recipe,
+        initial: State,
+        ledger: Ledger | None = None,
+        memory: ClientMemory | None = None,
+    ) -> None:
         self.inner = inner
         self.recipe = recipe
         self.initial = initial
         self.ledger = Ledger() if ledger is None else ledger
+        self.memory = ClientMemory() if memory is None else memory
         self.names: dict[int, str] = {}  # node id -> client, once the roll was called
         self._settings = client_settings(recipe)
         self._downlink, self._uplink = codec(recipe.downlink), codec(recipe.uplink)
@@ -78,25 +102,42 @@ class CodedGrid(Grid):
 
     # --- encoding -----------------------------------------------------------------------------------------------------
 
-    def encode(self, state: State, round: int) -> Broadcast:
-        """The model as it will travel. The one that comes out of the seed travels as the seed."""
+    def encode(self, state: State, round: int, client: str | None = None) -> Broadcast:
+        """The model as it will travel to a client. The one that comes out of the seed travels as the seed.
+
+        Any other goes as the difference to the nearest model that the client holds: the one it last took part with, or
+        the initial one, which it can build itself; whole where zero is nearer than both.
+        """
         if self.recipe.first_broadcast == "seed" and _same(state, self.initial):
             return Broadcast(state, {}, pack_seed(self.recipe.seed, self.initial), "seed")
-        blob = self._downlink.encode(state, generator=generator_for(self.recipe.seed, "downlink", round))
-        received = self._downlink.decode(blob, self.initial)
+        key, reference = self._reference(state, client)
+        generator = generator_for(self.recipe.seed, "downlink", round, key)
+        blob = self._downlink.encode(state, reference=reference, generator=generator)
+        received = self._downlink.decode(blob, self.initial, reference=reference)
         lost = {name: own - received[name] for name, own in state.items() if not torch.equal(own, received[name])}
         return Broadcast(received, lost, blob, "weights")
 
+    def _reference(self, state: State, client: str | None) -> tuple[str, Mapping[str, Tensor] | None]:
+        """The model to which the difference is sent, and its name."""
+        nearest: tuple[float, str, Mapping[str, Tensor] | None] = (_distance(state), "", None)
+        if not self.recipe.differences or not self._downlink.scheme.differences:
+            return "", None
+        held = self.memory.find(client) if client else {}
+        for key, candidate in {"initial": self.initial, **held}.items():
+            nearest = min(nearest, (_distance(state, candidate), key, candidate), key=lambda found: found[0])
+        return nearest[1:]
+
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Encode, count and send. A content that several messages share is encoded once."""
-        coded: dict[int, tuple[RecordDict, RecordDict, int, Broadcast | None]] = {}
+        """Encode, count and send. A content that messages share is encoded once for all clients that hold the same."""
+        coded: dict[tuple[int, str | None], tuple[RecordDict, RecordDict, int, Broadcast | None]] = {}
         outgoing = list(messages)
         sizes = []
         for message in outgoing:
-            plain = message.content
-            if id(plain) not in coded:  # the plain content is kept with it, so that its id cannot be given again
-                coded[id(plain)] = (plain, *self._pack(plain))
-            _, packed, round, broadcast = coded[id(plain)]
+            plain, client = message.content, self.client(message.metadata.dst_node_id)
+            place = id(plain), self.memory.key(client)
+            if place not in coded:  # the plain content is kept with it, so that its id cannot be given again
+                coded[place] = (plain, *self._pack(plain, client))
+            _, packed, round, broadcast = coded[place]
             message.content = packed
             sizes.append((message, round, broadcast))
         ids = list(self.inner.push_messages(outgoing))
@@ -116,7 +157,7 @@ class CodedGrid(Grid):
             )
         return ids
 
-    def _pack(self, plain: RecordDict) -> tuple[RecordDict, int, Broadcast | None]:
+    def _pack(self, plain: RecordDict, client: str) -> tuple[RecordDict, int, Broadcast | None]:
         """A message's content with its arrays packed, the round it belongs to, and the broadcast inside."""
         config = plain.config_records.get(CONFIG)
         round = int(config[ROUND]) if config and ROUND in config else 0  # type: ignore[arg-type]
@@ -126,7 +167,9 @@ class CodedGrid(Grid):
         if ARRAYS not in plain.array_records:
             return packed, round, None
         record = plain.array_records[ARRAYS]
-        broadcast = self.encode(_tensors(record, self.initial), round)
+        broadcast = self.encode(_tensors(record, self.initial), round, client)
+        if config and RETRY in config:
+            broadcast = replace(broadcast, purpose="retry")
         packed[ARRAYS] = broadcast.record()
         return packed, round, broadcast
 
@@ -153,6 +196,9 @@ class CodedGrid(Grid):
             message=_Sizes().of(reply),
         )
         if reply.has_error():
+            if reply.error.code == NOT_HELD:
+                self.memory.forget(sent.client)
+                raise NotHeldError(_one_line(reply.error.reason))
             raise UpdateError(_one_line(reply.error.reason))
         self._check_code(reply)
         examples, metrics = _metrics(reply)
@@ -161,6 +207,8 @@ class CodedGrid(Grid):
             if array is None:
                 raise UpdateError("the reply carries no packed model")
             state = self._change(sent.broadcast, array.data)
+            if self.recipe.differences and sent.broadcast.purpose != "seed":
+                self.memory.hold(sent.client, sent.broadcast.received)
         return Update(sent.client, state, examples, metrics)
 
     def _change(self, broadcast: Broadcast, blob: bytes) -> State:
@@ -239,6 +287,10 @@ class CodedGrid(Grid):
         return self.inner.get_node_ids()
 
 
+class NotHeldError(UpdateError):
+    """A client does not hold the model that it was sent the difference to: it needs all of it."""
+
+
 class _Sizes:
     """Bytes of the serialised object tree of a message, as Flower sends it. Shared parts are measured once."""
 
@@ -258,6 +310,12 @@ class _Sizes:
 
 def _same(state: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
     return all(torch.equal(tensor, other[name]) for name, tensor in state.items())
+
+
+def _distance(state: Mapping[str, Tensor], other: Mapping[str, Tensor] | None = None) -> float:
+    """Σ (a − b)² over the floating tensors; b is zero where there is no other."""
+    floating = [(name, tensor.double()) for name, tensor in state.items() if tensor.is_floating_point()]
+    return sum(float((tensor - other[name] if other else tensor).square().sum()) for name, tensor in floating)
 
 
 def _tensors(record: ArrayRecord, like: State) -> State:

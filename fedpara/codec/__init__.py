@@ -17,7 +17,8 @@ topk:0.01      ≈ 0.25                the largest 1 %, the others as zero; bias
 =============  ====================  ================================================================================
 
 ``int4:128`` gives another group's size, from 8 to 65536 (``int8:64`` too); ``int4+entropy`` codes the symbols and
-scales once more without loss, and its payloads' length then depends on the values. Installed packages add specs of
+scales once more without loss, and its payloads' length then depends on the values. ``topk:0.01+feedback`` has senders
+keep what a payload lost and add it to their next one: for schemes that are biased. Installed packages add specs of
 their own (`specs.codec`, `Scheme`). docs/codecs.md has measurements.
 
 Integers and booleans travel losslessly in every codec, and so does any float that is not wider than the codec's numbers
@@ -33,11 +34,11 @@ import sys
 from types import ModuleType
 
 from .container import OVERHEAD, schema_hash
-from .pipeline import Codec
+from .pipeline import Codec, encode_with_feedback
 from .schemes import Scheme
 from .specs import SCHEMES, codec
 
-__all__ = ["OVERHEAD", "SCHEMES", "Codec", "Scheme", "codec", "schema_hash"]
+__all__ = ["OVERHEAD", "SCHEMES", "Codec", "Scheme", "codec", "encode_with_feedback", "schema_hash"]
 
 
 class _CallableModule(ModuleType):

@@ -133,6 +133,14 @@ def unseal(blob: object, spec: str, schema: bytes, most: int, *, exact: bool) ->
     return reference, body
 
 
+def reference_of(blob: object) -> int:
+    """The fingerprint of the reference that a payload says it needs, 0 for none. Raises CodecError."""
+    view = _view(blob)
+    if view.nbytes < OVERHEAD:
+        raise CodecError(f"a payload has at least {OVERHEAD} bytes, given {view.nbytes}: it was cut off, or is none")
+    return int(_HEADER.unpack_from(view)[4])
+
+
 def _view(blob: object) -> memoryview:
     if not isinstance(blob, bytes | bytearray | memoryview):
         raise CodecError(f"a payload is bytes, given {type(blob).__name__}")

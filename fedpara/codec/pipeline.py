@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 
 from ..errors import CodecError, ConfigError, UpdateError
 from . import entropy
-from .container import OVERHEAD, fingerprint, from_bytes, schema_hash, seal, to_bytes, unseal
+from .container import OVERHEAD, fingerprint, from_bytes, reference_of, schema_hash, seal, to_bytes, unseal
 from .fewbit import Gentle, is_short
 from .schemes import Scheme, narrow
 
@@ -31,6 +31,7 @@ class Codec:
     spec: str
     scheme: Scheme
     entropy: bool = False  # whether the coded tensors are squeezed once more, without loss
+    feedback: bool = False  # whether senders add what was lost to their next payload, see `encode_with_feedback`
 
     @property
     def exact(self) -> bool:
@@ -106,6 +107,23 @@ class Codec:
         if body.nbytes:
             raise CodecError(f"{body.nbytes} bytes behind the last tensor")
         return {name: result[name] for name in like}
+
+    def find_reference(self, blob: bytes, like: State, candidates: Iterable[State]) -> State | None:
+        """The one of these states that a payload is the difference to; None where it needs none.
+
+        Raises:
+            CodecError: it needs one that is not among them, or is no payload.
+        """
+        used = reference_of(blob)
+        if used == 0:
+            return None
+        for candidate in candidates:
+            try:
+                if used == fingerprint(self._base(like, candidate, CodecError).values()):
+                    return candidate
+            except CodecError:  # a state of other tensors: of another run or version
+                continue
+        raise CodecError("the payload is the difference to a model that is not held here: it must be sent whole")
 
     def _scheme(self, tensor: Tensor) -> Scheme | None:
         """What codes this tensor; None where it travels as it is."""
@@ -196,3 +214,19 @@ def _cpu_generator(generator: Generator | None) -> Generator:
     if generator.device.type != "cpu":
         raise ConfigError(f"codecs draw on the CPU, given a generator on {generator.device}: use torch.Generator()")
     return generator
+
+
+def encode_with_feedback(
+    codec: Codec, state: State, *, reference: State | None, residual: State | None, generator: Generator
+) -> tuple[bytes, dict[str, Tensor]]:
+    """A payload of state + residual, and the next residual: what the payload lost of it.
+
+    Error feedback (Seide et al. 2014; Karimireddy et al. 2019, Algorithm 2, with the difference to the reference in
+    place of the gradient step): pₜ = Δₜ + eₜ is sent as C(pₜ), and eₜ₊₁ = pₜ − C(pₜ). The sender keeps the residual.
+    """
+    owed = residual or {}
+    wanted = {name: tensor + owed[name] if name in owed else tensor for name, tensor in state.items()}
+    blob = codec.encode(wanted, reference=reference, generator=generator)
+    arrived = codec.decode(blob, wanted, reference=reference)
+    lost = {name: tensor - arrived[name] for name, tensor in wanted.items() if tensor.is_floating_point()}
+    return blob, lost

@@ -15,6 +15,7 @@ from .schemes import BLOCK, Cast, Int8, Scheme
 from .sparse import TopK
 
 ENTRY_POINTS = "fedpara.codecs"
+SUFFIXES = ("entropy", "feedback")
 
 SCHEMES: Mapping[str, Scheme] = {
     "fp32": Cast(torch.float32, differences=False),  # a difference would cost it its exactness
@@ -41,7 +42,7 @@ _BY_GROUP: Mapping[str, Callable[[int], Scheme]] = {
 
 
 def codec(spec: str) -> Codec:
-    """The codec of a spec, e.g. "fp32", "int8", "int4", "int4:128", "sign+entropy", "topk:0.01".
+    """The codec of a spec, e.g. "fp32", "int8", "int4:128", "int4+entropy", "topk:0.01+feedback+entropy".
 
     Built-in names come first, then entry points of the group ``fedpara.codecs``: a `Scheme` class under the name of the
     spec's first word, made without arguments, or with what follows the first colon.
@@ -49,13 +50,16 @@ def codec(spec: str) -> Codec:
     Raises:
         ConfigError: an unknown spec; the message names the nearest known one. An option out of its range.
     """
-    name, plus, coder = spec.partition("+") if isinstance(spec, str) else ("", "", "")
-    scheme = _scheme(name) if name and coder == ("entropy" if plus else "") else None
+    name, *suffixes = spec.split("+") if isinstance(spec, str) else [""]
+    fit = len(set(suffixes)) == len(suffixes) and set(suffixes) <= set(SUFFIXES)
+    scheme = _scheme(name) if name and fit else None
     if scheme is None:
         raise ConfigError(f"unknown codec {spec!r}: did you mean '{_nearest(str(spec))}'? Known are {_known()}")
-    if plus and (isinstance(scheme, Cast) or scheme.parts((1, 64)) is None):
+    if "entropy" in suffixes and (isinstance(scheme, Cast) or scheme.parts((1, 64)) is None):
         raise ConfigError(f"'{name}' has no symbols to code, given {spec!r}: use '{name}', or '+entropy' after int4")
-    return Codec(spec, scheme, entropy=bool(plus))
+    if "feedback" in suffixes and scheme is SCHEMES["fp32"]:
+        raise ConfigError(f"'{name}' loses nothing that could be fed back, given {spec!r}: use '{name}'")
+    return Codec(spec, scheme, entropy="entropy" in suffixes, feedback="feedback" in suffixes)
 
 
 def _scheme(name: str) -> Scheme | None:
@@ -95,10 +99,15 @@ def _names() -> list[str]:
 
 
 def _nearest(spec: str) -> str:
-    name, plus, _ = spec.partition("+")
+    name, *suffixes = spec.split("+")
     nearest = difflib.get_close_matches(name, _names(), n=1, cutoff=0.0)[0]
-    return f"{nearest}+entropy" if plus and not isinstance(SCHEMES.get(nearest), Cast) else nearest
+    matches = [difflib.get_close_matches(suffix, SUFFIXES, n=1, cutoff=0.0) for suffix in suffixes if suffix]
+    fit = [] if isinstance(SCHEMES.get(nearest), Cast) else list(dict.fromkeys(match[0] for match in matches if match))
+    return "+".join([nearest, *fit])
 
 
 def _known() -> str:
-    return f"{', '.join(_names())}; a group's size may follow, as in 'int4:128', and '+entropy' any with few bits"
+    return (
+        f"{', '.join(_names())}; a group's size may follow, as in 'int4:128', '+entropy' any with few bits, "
+        "and '+feedback' any that rounds"
+    )

@@ -97,3 +97,42 @@ def test_a_broadcast_of_other_arrays_is_refused_before_it_is_sent(grid):
     content = RecordDict({ARRAYS: ArrayRecord({"x": torch.zeros(2)}), CONFIG: ConfigRecord({ROUND: 1})})
     with pytest.raises(fp.UpdateError, match="1 arrays"):
         grid.push_messages([Message(content, 2, "train")])
+
+
+def moved(state, by, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return {name: tensor + by * torch.randn(tensor.shape, generator=generator) for name, tensor in state.items()}
+
+
+def loss(broadcast):
+    return sum(float(lost.square().sum()) for lost in broadcast.lost.values())
+
+
+def test_a_client_is_sent_the_difference_to_the_nearest_model_it_holds(grid):
+    coded = CodedGrid(grid.inner, dataclasses.replace(RECIPE, downlink="int4"), grid.initial, Ledger())
+    held = moved(coded.initial, 0.5)
+    coded.memory.hold("client-0", held)
+    state = moved(held, 0.01, seed=1)
+    for client, key in (("client-0", coded.memory.key("client-0")), ("client-1", "initial"), (None, "initial")):
+        assert coded._reference(state, client)[0] == key
+    known, unknown = coded.encode(state, 3, "client-0"), coded.encode(state, 3, "client-1")
+    assert loss(known) < 0.01 * loss(unknown)
+    assert len(known.blob) == len(unknown.blob)
+    # Far from everything known, the model itself is smaller than any difference to it.
+    assert coded._reference({name: -tensor for name, tensor in held.items()}, "client-0") == ("", None)
+    off = CodedGrid(
+        grid.inner, dataclasses.replace(coded.recipe, differences=False), grid.initial, Ledger(), coded.memory
+    )
+    assert off._reference(state, "client-0") == ("", None)
+
+
+def test_downlink_errors_do_not_add_up_over_rounds(grid):
+    coded = CodedGrid(grid.inner, dataclasses.replace(RECIPE, downlink="int2"), grid.initial, Ledger())
+    state = dict(coded.initial)
+    for round in range(2, 30):
+        state = moved(state, 0.01, seed=round)
+        sent = coded.encode(state, round, "client-0")
+        coded.memory.hold("client-0", sent.received)
+        step = sum(float((0.01 * torch.randn(tensor.shape)).square().sum()) for tensor in state.values())
+        # The difference holds what all earlier ones lost: feedback of the error, without a residual of its own.
+        assert loss(sent) < 3 * step

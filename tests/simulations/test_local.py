@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,7 +29,7 @@ def bits(folder):
 
 
 def test_a_federation_learns_and_writes_its_folder(tmp_path):
-    result = run(tmp_path / "run", rounds=6, cohort=4, epochs=4, lr=0.3)
+    result = run(tmp_path / "run", rounds=6, cohort=4, epochs=4, lr=0.3, clip=2.0)
     assert result.rounds[-1]["accuracy"] > 0.85  # ten classes: chance is 0.10
     assert result.rounds[-1]["accuracy"] > result.rounds[0]["accuracy"]
     assert [row["round"] for row in result.rounds] == [1, 2, 3, 4, 5, 6]
@@ -134,6 +135,38 @@ def test_pfedpara_resumes_to_the_same_bits_too(tmp_path):
     resumed = fp.simulate(recipe, folder=tmp_path / "cut", resume=True, observer=Silent())
     assert whole.rounds[-1]["client_accuracy"] == resumed.rounds[-1]["client_accuracy"]
     assert bits(whole.folder) == bits(resumed.folder)
+
+
+FEW_BITS = {"uplink": "sign+feedback+entropy", "downlink": "int4+entropy", "cohort": 4, "lr": 0.2, "clip": 2.0}
+
+
+def test_few_bits_both_ways_with_feedback_learn_and_resume_to_the_same_bits(tmp_path):
+    whole = run(tmp_path / "whole", rounds=6, epochs=3, **FEW_BITS)
+    assert whole.rounds[-1]["accuracy"] > 0.7  # ten classes: chance is 0.10
+    assert not whole.summary["dropped"]
+    run(tmp_path / "cut", rounds=4, epochs=3, **FEW_BITS)
+    recipe = read_recipe(SMALL, {"rounds": 6, "epochs": 3, **FEW_BITS})
+    resumed = fp.simulate(recipe, folder=tmp_path / "cut", resume=True, observer=Silent())
+    assert bits(whole.folder) == bits(resumed.folder)
+    assert whole.ledger.to_rows() == resumed.ledger.to_rows()
+    held = list((tmp_path / "whole" / "held").iterdir())
+    assert len(held) == 1  # all took part in the last round, and were sent one broadcast
+    without = run(tmp_path / "without", rounds=6, epochs=3, **FEW_BITS, differences=False)
+    assert not list((tmp_path / "without" / "held").glob("*"))
+    assert without.rounds[-1]["down"] != whole.rounds[-1]["down"]
+
+
+def test_clients_that_lost_what_they_held_are_sent_all_of_the_model_once_more(tmp_path):
+    run(tmp_path / "run", rounds=2, **FEW_BITS)
+    gone = [path for path in (tmp_path / "run" / "clients" / "link").iterdir() if path.is_dir()][:2]
+    for folder in gone:
+        shutil.rmtree(folder)
+    recipe = read_recipe(SMALL, {"rounds": 3, **FEW_BITS})
+    resumed = fp.simulate(recipe, folder=tmp_path / "run", resume=True, observer=Silent())
+    assert [row["dropped"] for row in resumed.rounds] == [[], [], []]
+    assert resumed.rounds[-1]["replies"] == 4
+    retries = [row for row in resumed.ledger.to_rows() if row["purpose"] == "retry"]
+    assert [(row["round"], row["direction"]) for row in retries] == [(3, "down")] * 2
 
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(tmp_path):
