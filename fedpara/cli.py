@@ -167,16 +167,63 @@ def _imported(source: str) -> Any:
     return model
 
 
-@cli.command()
+EPILOG_COMPARE = """\b
+Examples:
+  fedpara compare runs/digits-*
+  fedpara compare runs/* --target 0.95 --link lte --output comparison
+  fedpara compare grid.toml
+
+\b
+A grid is a TOML file:
+  recipe = "digits"
+  seeds = [0, 1, 2]
+  baseline = "dense"        # its last accuracy less 0.005 is the target
+  [methods.dense]
+  parametrization = "none"
+  [methods."FedPara, 4 bits"]
+  uplink = "int4+entropy"
+  downlink = "int4+entropy\""""
+
+
+@cli.command(epilog=EPILOG_COMPARE)
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
-def compare(runs: tuple[Path, ...]) -> None:
-    """Show runs beside each other: accuracy, bytes, times fewer than the dense twin."""
+@click.option("--target", type=click.FloatRange(0), help="Count bytes up to this accuracy [default: the grid's].")
+@click.option("--link", default="10mbps", show_default=True, help="A named link to reckon seconds on, see docs.")
+@click.option("--output", type=click.Path(path_type=Path, file_okay=False), help="Folder of the rows and plots.")
+@click.option("--data-dir", help="Folder of the data sets, for a grid that is run.")
+def compare(runs: tuple[Path, ...], target: float | None, link: str, output: Path | None, data_dir: str | None) -> None:
+    """Show methods beside each other: accuracy, and bytes and seconds to a target.
+
+    RUNS are folders of runs, or one grid: its missing runs are run first, into --output (runs/GRID by default).
+    """
     from rich.console import Console
 
-    from .report import comparison
+    from . import compare as comparing
+    from .config import nearest
+    from .cost import LINKS
     from .run import Run
 
-    Console().print(comparison([Run(folder) for folder in runs]))
+    if link not in LINKS:
+        raise click.UsageError(f"--link '{link}' is not one of {', '.join(LINKS)}{nearest(link, LINKS)}")
+    grid = None
+    if runs[0].suffix == ".toml":
+        if len(runs) > 1:
+            raise click.UsageError("one grid at a time, and no runs beside it")
+        grid = comparing.read_grid(runs[0])
+        output = output or Path("runs") / runs[0].stem
+        entries = comparing.run_grid(grid, output, **({"data_dir": data_dir} if data_dir else {}))
+    else:
+        entries = comparing.entries_of(Run(folder) for folder in runs)
+    unfinished = [str(entry.run.folder) for entry in entries if not entry.run.rounds]
+    if unfinished:
+        raise click.UsageError(f"no round was finished in {', '.join(unfinished)}")
+    found = comparing.rows(entries, comparing.targets(entries, grid, target), LINKS[link])
+    baseline = grid.baseline if grid else None
+    console = Console()
+    console.width = max(console.width, 120)  # a narrower table would fold its figures
+    console.print(comparing.table(found, baseline or str(found[0]["method"])))
+    if output:
+        click.echo(f"plots and rows: {comparing.write(output, entries, found, baseline)[-1].parent}")
 
 
 @cli.command()

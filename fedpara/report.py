@@ -15,7 +15,6 @@ from .run import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from rich.table import Table
 
 _STYLE = """
 :root { color-scheme: light dark; }
@@ -35,29 +34,16 @@ pre { overflow-x: auto; background: #8881; padding: 1rem; border-radius: 6px; }
 def write(run: Run) -> Path:
     """Write ``report.html`` into the run's folder; its path."""
     sections = [_headline(run), _curves(run), _ledger(run), _holdings(run), _sizes(run), _dropped(run), _recipe(run)]
-    title = html.escape(run.recipe.name)
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>'
-    body = "".join(sections)
-    page = f"<!doctype html><html lang='en'><head>{head}<style>{_STYLE}</style></head><body>{body}</body></html>"
     file = run.folder / "report.html"
-    replace_file(file, page.encode())
+    replace_file(file, page(run.recipe.name, "".join(sections)).encode())
     return file
 
 
-def comparison(runs: Sequence[Run]) -> Table:
-    """Runs beside each other, as a table for the terminal."""
-    from rich.table import Table
-
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for index, name in enumerate(("run", "measure", "value", "rounds", "up", "down", "total", "vs dense", "s")):
-        table.add_column(name, justify="left" if index < 2 else "right", no_wrap=index > 0, overflow="fold")
-    for run in runs:
-        row = run.rounds[-1] if run.rounds else {}
-        measure = str(run.summary.get("measure", "accuracy"))
-        cells = [str(len(run.rounds)), *(bytes_text(run.ledger.total(way)) for way in ("up", "down", None))]
-        cells += [times(row.get("total", 0), row.get("dense_total", 0)), f"{sum(r['seconds'] for r in run.rounds):.0f}"]
-        table.add_row(run.folder.name, measure, figure(run.summary.get("value"), measure), *cells)
-    return table
+def page(title: str, body: str) -> str:
+    """A self-contained page."""
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+    head += f"<title>{html.escape(title)}</title><style>{_STYLE}</style>"
+    return f"<!doctype html><html lang='en'><head>{head}</head><body>{body}</body></html>"
 
 
 def _headline(run: Run) -> str:
@@ -94,7 +80,7 @@ def _curves(run: Run) -> str:
         draw(axes[1], lambda row: row["total"] / 1e6, "payload, up and down, MB")
         axes[1].set_xscale("log")
 
-    return _figure(both, f"{measure} against rounds and against bytes") if run.rounds else ""
+    return figure_html(both, f"{measure} against rounds and against bytes") if run.rounds else ""
 
 
 def _ledger(run: Run) -> str:
@@ -115,9 +101,9 @@ def _ledger(run: Run) -> str:
     return (
         "<h2>Bytes</h2>"
         + note
-        + _table(("", "payload", "message"), rows)
+        + table_html(("", "payload", "message"), rows)
         + "<h3>By client (the 20 that moved most)</h3>"
-        + _table(("client", "payload"), by_client)
+        + table_html(("client", "payload"), by_client)
     )
 
 
@@ -151,7 +137,7 @@ def _dropped(run: Run) -> str:
         for row in run.rounds
         for entry in row["dropped"]
     ]
-    return f"<h2>Dropped replies</h2>{_table(('round', 'client', 'reason'), rows)}" if rows else ""
+    return f"<h2>Dropped replies</h2>{table_html(('round', 'client', 'reason'), rows)}" if rows else ""
 
 
 def _recipe(run: Run) -> str:
@@ -164,13 +150,14 @@ def _recipe(run: Run) -> str:
     return f"<h2>Recipe</h2><pre>{html.escape(text)}</pre><p>{versions}, seed {run.recipe.seed}</p>"
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table_html(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table; its cells are HTML already."""
     head = "".join(f"<th>{cell}</th>" for cell in header)
     body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
     return f"<div class='wide'><table><tr>{head}</tr>{body}</table></div>"
 
 
-def _figure(draw: Callable[[Any], None], caption: str, panels: int = 2) -> str:
+def figure_html(draw: Callable[[Any], None], caption: str, panels: int = 2) -> str:
     """A plot as inline SVG."""
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure

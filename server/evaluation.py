@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fedpara.config import Recipe
+from fedpara.device import cores
 from fedpara.sharing import load_shared_
 from fedpara.task import Metrics, Task, build_model
 
@@ -26,4 +27,9 @@ class Evaluator:
         load_shared_(self.model, state)
         if self.data is None:
             return Metrics(0, {})
-        return self.task.judge(self.model, self.data, self.device)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(cores())  # no client trains meanwhile
+        try:
+            return self.task.judge(self.model, self.data, self.device)
+        finally:
+            torch.set_num_threads(threads)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import multiprocessing.connection
-import os
 import pickle
 import sys
 import time
@@ -24,7 +23,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fedpara.app import code_hash, find_recipe, load
 from fedpara.config import Recipe, read_recipe
-from fedpara.device import find_device
+from fedpara.device import cores, find_device
 from fedpara.errors import ConfigError
 from fedpara.live import LiveTable
 from fedpara.run import Run
@@ -260,8 +259,7 @@ def count_workers(recipe: Recipe, device: str) -> int:
         return 1  # a class defined in a script or notebook is not known to another process
     if recipe.workers:
         return min(recipe.workers, recipe.cohort)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return 1 if device != "cpu" else max(1, min(cores // recipe.threads, recipe.cohort))
+    return 1 if device != "cpu" else max(1, min(cores() // recipe.threads, recipe.cohort))
 
 
 def simulate(

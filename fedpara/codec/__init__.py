@@ -14,6 +14,8 @@ ternary        1.6 + 8/32            −s, 0 or s, unbiased (TernGrad)
 sign:unbiased  1 + 8/16              −s or s, unbiased
 sign           1 + 8/128             the sign times the mean magnitude; biased, for use with error feedback
 topk:0.01      ≈ 0.25                the largest 1 %, the others as zero; biased, for use with error feedback
+powersgd:2     16·R(m + n) / mn      a product of two matrices of R columns; biased, for use with error feedback
+auto:3         3 on average          a byte says what each tensor goes as: none, ternary, int2, int4 or int8, by error
 =============  ====================  ================================================================================
 
 ``int4:128`` gives another group's size, from 8 to 65536 (``int8:64`` too); ``int4+entropy`` codes the symbols and

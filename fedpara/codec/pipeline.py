@@ -36,7 +36,7 @@ class Codec:
     @property
     def exact(self) -> bool:
         """Whether `size` is the length of every payload, and not only the most that it can be."""
-        return not self.entropy and self.scheme.parts((1, 64)) is not None
+        return not (self.entropy or self.scheme.choices) and self.scheme.parts((1, 64)) is not None
 
     def size(self, like: State) -> int:
         """Length of a payload in bytes, header included, without encoding; tensors on ``meta`` will do.
@@ -63,14 +63,19 @@ class Codec:
         tensors = {name: _on_cpu(name, state[name]) for name in sorted(state)}
         base = self._base(tensors, reference, ConfigError)
         draws = _cpu_generator(generator)
+        try:
+            plan, choices = self._plan(tensors, base)
+        except ValueError as error:
+            raise UpdateError(f"the tensors cannot be coded as {self.spec}: {error}") from None
         rows: list[list[memoryview]] = []
         for name, tensor in tensors.items():
             try:
-                rows.append(self._pack(tensor, base.get(name), draws))
+                rows.append(_pack(plan[name], tensor, base.get(name), draws))
             except ValueError as error:
                 raise UpdateError(f"tensor '{name}' cannot be coded as {self.spec}: {error}") from None
         parts = entropy.squeeze(rows) if self.entropy else [part for row in rows for part in row]
-        return seal(self.spec, schema_hash(state), fingerprint(base.values()) if base else 0, parts)
+        reference_id = fingerprint(base.values()) if base else 0
+        return seal(self.spec, schema_hash(state), reference_id, [memoryview(choices), *parts])
 
     def decode(self, blob: bytes, like: State, *, reference: State | None = None) -> dict[str, Tensor]:
         """Read a payload into new tensors with the names, shapes, dtypes, devices and order of ``like``.
@@ -93,13 +98,14 @@ class Codec:
         if used != (fingerprint(base.values()) if base else 0):
             problem = "was made with a different reference" if reference else "needs the reference it was made with"
             raise CodecError(f"the payload {problem}: give decode the tensors that the sender had, bit for bit")
+        plan, body = self._read_plan(body, like)
         if self.entropy:
-            body = entropy.expand(body, [self._parts(like[name]) or () for name in names])
+            body = entropy.expand(body, [_parts(plan[name], like[name]) or () for name in names])
         result: dict[str, Tensor] = {}
         for name in names:
             try:
-                coded, body = self._split(body, like[name])
-                result[name] = self._unpack(coded, like[name], base.get(name))
+                coded, body = _split(body, plan[name], like[name])
+                result[name] = _unpack(coded, plan[name], like[name], base.get(name))
             except MemoryError:
                 raise
             except Exception as error:  # a scheme of anyone's may stumble over hostile bytes in any way
@@ -130,50 +136,30 @@ class Codec:
         scheme = _GENTLE if self.scheme.gentle and is_short(tensor.shape) else self.scheme
         return scheme if tensor.is_floating_point() and tensor.dtype.itemsize > scheme.width else None
 
-    def _parts(self, tensor: Tensor) -> tuple[int, ...] | None:
-        scheme = self._scheme(tensor)
-        return scheme.parts(tensor.shape) if scheme else (tensor.numel() * tensor.dtype.itemsize,)
+    def _plan(self, tensors: State, base: State) -> tuple[dict[str, Scheme | None], bytes]:
+        """What codes each tensor, and the bytes that say so where the values decide."""
+        plan = {name: self._scheme(tensor) for name, tensor in tensors.items()}
+        open_ones = [name for name in sorted(plan) if plan[name] is self.scheme and self.scheme.choices]
+        chosen = self.scheme.choose([_change(tensors[name], base.get(name)) for name in open_ones]) if open_ones else []
+        plan |= {name: self.scheme.choices[choice] for name, choice in zip(open_ones, chosen, strict=True)}
+        return plan, bytes(chosen)
+
+    def _read_plan(self, body: memoryview, like: State) -> tuple[dict[str, Scheme | None], memoryview]:
+        """The same from a payload, and what follows."""
+        plan = {name: self._scheme(tensor) for name, tensor in like.items()}
+        choices = self.scheme.choices
+        open_ones = [name for name in sorted(plan) if plan[name] is self.scheme and choices]
+        if body.nbytes < len(open_ones) or any(choice >= len(choices) for choice in body[: len(open_ones)]):
+            raise CodecError("the choices of schemes are missing, or are none")
+        plan |= {name: choices[body[index]] for index, name in enumerate(open_ones)}
+        return plan, body[len(open_ones) :]
 
     def _most(self, tensor: Tensor) -> int:
-        parts = self._parts(tensor)
-        return _LENGTH.size + 4 * tensor.numel() if parts is None else sum(parts)
-
-    def _pack(self, tensor: Tensor, base: Tensor | None, generator: Generator) -> list[memoryview]:
         scheme = self._scheme(tensor)
-        if scheme is None:
-            return [to_bytes(tensor)]
-        x = narrow(tensor, torch.float32)
-        x = x if base is None else x - base
-        packed = list(map(to_bytes, scheme.pack(x, generator)))
-        return packed if self._parts(tensor) is not None else _with_length(packed, x)
-
-    def _split(self, body: memoryview, like: Tensor) -> tuple[memoryview, memoryview]:
-        """The bytes of this tensor, and those of the tensors after it."""
-        parts = self._parts(like)
-        if parts is not None:
-            length = sum(parts)
-        elif body.nbytes < _LENGTH.size:
-            raise CodecError("its length is missing")
-        else:
-            (length,) = _LENGTH.unpack_from(body)
-            body = body[_LENGTH.size :]
-            if length > min(body.nbytes, 4 * like.numel()):
-                raise CodecError(f"announced with {length} bytes, at most {min(body.nbytes, 4 * like.numel())} can be")
-        return body[:length], body[length:]
-
-    def _unpack(self, body: memoryview, like: Tensor, base: Tensor | None) -> Tensor:
-        scheme = self._scheme(like)
-        if scheme is None:
-            x = from_bytes(body, like.dtype, like.shape)
-            if like.dtype == torch.bool and x.numel() and int(x.view(torch.uint8).max()) > 1:
-                raise CodecError("a boolean is neither 0 nor 1")
-        else:
-            raw = scheme.parts(like.shape) is None and body.nbytes == 4 * like.numel()
-            x = from_bytes(body, torch.float32, like.shape) if raw else scheme.unpack(body, like.shape)
-            if x.shape != like.shape:
-                raise CodecError(f"of shape {tuple(x.shape)}, expected {tuple(like.shape)}")
-            x = (x if base is None else x.add_(base)).to(like.dtype)
-        return x if like.device.type == "meta" else x.to(like.device)
+        if scheme is self.scheme and scheme.choices:
+            return 1 + max(sum(_parts(choice, tensor) or ()) for choice in scheme.choices)
+        parts = _parts(scheme, tensor)
+        return _LENGTH.size + 4 * tensor.numel() if parts is None else sum(parts)
 
     def _base(
         self, like: State, reference: State | None, error: type[CodecError] | type[ConfigError]
@@ -190,6 +176,52 @@ class Codec:
                 raise error(f"the reference needs a tensor '{name}' of shape {tuple(like[name].shape)}, given {given}")
             base[name] = reference[name].detach().to("cpu", torch.float32)
         return base
+
+
+def _parts(scheme: Scheme | None, tensor: Tensor) -> tuple[int, ...] | None:
+    return scheme.parts(tensor.shape) if scheme else (tensor.numel() * tensor.dtype.itemsize,)
+
+
+def _change(tensor: Tensor, base: Tensor | None) -> Tensor:
+    x = narrow(tensor, torch.float32)
+    return x if base is None else x - base
+
+
+def _pack(scheme: Scheme | None, tensor: Tensor, base: Tensor | None, generator: Generator) -> list[memoryview]:
+    if scheme is None:
+        return [to_bytes(tensor)]
+    x = _change(tensor, base)
+    packed = list(map(to_bytes, scheme.pack(x, generator)))
+    return packed if scheme.parts(tensor.shape) is not None else _with_length(packed, x)
+
+
+def _split(body: memoryview, scheme: Scheme | None, like: Tensor) -> tuple[memoryview, memoryview]:
+    """The bytes of this tensor, and those of the tensors after it."""
+    parts = _parts(scheme, like)
+    if parts is not None:
+        length = sum(parts)
+    elif body.nbytes < _LENGTH.size:
+        raise CodecError("its length is missing")
+    else:
+        (length,) = _LENGTH.unpack_from(body)
+        body = body[_LENGTH.size :]
+        if length > min(body.nbytes, 4 * like.numel()):
+            raise CodecError(f"announced with {length} bytes, at most {min(body.nbytes, 4 * like.numel())} can be")
+    return body[:length], body[length:]
+
+
+def _unpack(body: memoryview, scheme: Scheme | None, like: Tensor, base: Tensor | None) -> Tensor:
+    if scheme is None:
+        x = from_bytes(body, like.dtype, like.shape)
+        if like.dtype == torch.bool and x.numel() and int(x.view(torch.uint8).max()) > 1:
+            raise CodecError("a boolean is neither 0 nor 1")
+    else:
+        raw = scheme.parts(like.shape) is None and body.nbytes == 4 * like.numel()
+        x = from_bytes(body, torch.float32, like.shape) if raw else scheme.unpack(body, like.shape)
+        if x.shape != like.shape:
+            raise CodecError(f"of shape {tuple(x.shape)}, expected {tuple(like.shape)}")
+        x = (x if base is None else x.add_(base)).to(like.dtype)
+    return x if like.device.type == "meta" else x.to(like.device)
 
 
 def _with_length(packed: Sequence[memoryview], x: Tensor) -> list[memoryview]:

@@ -15,7 +15,7 @@ from .container import from_bytes
 
 
 class Scheme(ABC):
-    """What a new codec has to bring: `pack` and its inverse `unpack`. Four facts about them may be stated as well."""
+    """What a new codec has to bring: `pack` and its inverse `unpack`. More about them may be stated as well."""
 
     @property
     def width(self) -> int:
@@ -39,6 +39,15 @@ class Scheme(ABC):
         smaller than its float32 numbers travels as those.
         """
         return None
+
+    @property
+    def choices(self) -> tuple[Scheme, ...]:
+        """Schemes of which `choose` picks one for each tensor; none where this one codes them all itself."""
+        return ()
+
+    def choose(self, tensors: Sequence[Tensor]) -> list[int]:
+        """The choice for each of a payload's tensors, differences to the reference already."""
+        raise NotImplementedError
 
     @abstractmethod
     def pack(self, x: Tensor, generator: Generator) -> list[Tensor]:

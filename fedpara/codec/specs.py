@@ -9,7 +9,9 @@ from importlib.metadata import EntryPoint, entry_points
 import torch
 
 from ..errors import ConfigError
+from .auto import Auto
 from .fewbit import Grouped, ScaledSign
+from .lowrank import PowerSGD
 from .pipeline import Codec
 from .schemes import BLOCK, Cast, Int8, Scheme
 from .sparse import TopK
@@ -29,6 +31,8 @@ SCHEMES: Mapping[str, Scheme] = {
     "sign": ScaledSign(group=128),
     "sign:unbiased": Grouped(2, group=16),
     "topk:0.01": TopK(0.01),
+    "powersgd:2": PowerSGD(2),
+    "auto:3": Auto(3.0),
 }
 
 _BY_GROUP: Mapping[str, Callable[[int], Scheme]] = {
@@ -55,7 +59,7 @@ def codec(spec: str) -> Codec:
     scheme = _scheme(name) if name and fit else None
     if scheme is None:
         raise ConfigError(f"unknown codec {spec!r}: did you mean '{_nearest(str(spec))}'? Known are {_known()}")
-    if "entropy" in suffixes and (isinstance(scheme, Cast) or scheme.parts((1, 64)) is None):
+    if "entropy" in suffixes and (isinstance(scheme, Cast) or (scheme.parts((1, 64)) is None and not scheme.choices)):
         raise ConfigError(f"'{name}' has no symbols to code, given {spec!r}: use '{name}', or '+entropy' after int4")
     if "feedback" in suffixes and scheme is SCHEMES["fp32"]:
         raise ConfigError(f"'{name}' loses nothing that could be fed back, given {spec!r}: use '{name}'")
@@ -67,11 +71,10 @@ def _scheme(name: str) -> Scheme | None:
         return SCHEMES[name]
     family, _, option = name.rpartition(":")
     if family in _BY_GROUP and option.isdecimal():
-        if not 8 <= int(option) <= BLOCK:
-            raise ConfigError(f"groups have from 8 to {BLOCK} numbers, given {option} in '{name}'")
+        _check(8 <= int(option) <= BLOCK, f"groups have from 8 to {BLOCK} numbers, given {option} in '{name}'")
         return _BY_GROUP[family](int(option))
-    if family == "topk":
-        return TopK(_share(option, name))
+    if family in _BY_OPTION:
+        return _BY_OPTION[family](option, name)
     first, colon, rest = name.partition(":")
     for point in _added():
         if point.name == first:
@@ -80,14 +83,37 @@ def _scheme(name: str) -> Scheme | None:
     return None
 
 
-def _share(option: str, name: str) -> float:
+def _top_k(option: str, name: str) -> Scheme:
+    share = _number(option)
+    _check(0 < share <= 1, f"topk sends a share above 0 and up to 1 of the numbers, given '{name}': try 'topk:0.01'")
+    return TopK(share)
+
+
+def _power_sgd(option: str, name: str) -> Scheme:
+    rank = int(option) if option.isdecimal() else 0
+    _check(1 <= rank <= 1024, f"powersgd takes a rank from 1 to 1024, given '{name}': try 'powersgd:2'")
+    return PowerSGD(rank)
+
+
+def _auto(option: str, name: str) -> Scheme:
+    bits = _number(option)
+    _check(0 < bits <= 16, f"auto takes the bits of a number on average, up to 16, given '{name}': try 'auto:3'")
+    return Auto(bits)
+
+
+_BY_OPTION: Mapping[str, Callable[[str, str], Scheme]] = {"topk": _top_k, "powersgd": _power_sgd, "auto": _auto}
+
+
+def _number(text: str) -> float:
     try:
-        share = float(option)
+        return float(text)
     except ValueError:
-        share = 0.0
-    if not 0 < share <= 1:
-        raise ConfigError(f"topk sends a share above 0 and up to 1 of the numbers, given '{name}': try 'topk:0.01'")
-    return share
+        return 0.0
+
+
+def _check(right: bool, message: str) -> None:
+    if not right:
+        raise ConfigError(message)
 
 
 def _added() -> list[EntryPoint]:

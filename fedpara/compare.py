@@ -1,0 +1,337 @@
+"""Methods beside each other: a grid of runs at equal seeds, bytes to a target accuracy, plots and rows for others."""
+
+from __future__ import annotations
+
+import html
+import json
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .checkpoint import replace_file
+from .config import build, load_toml, normalise
+from .cost import LINKS, Link
+from .errors import ConfigError
+from .live import bytes_text, figure
+from .run import Row, Run
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A TOML file: one recipe, and what each method changes in it.
+
+    The accuracy aimed at is, seed by seed, the baseline's last one less `within`; or `target`, the same for all.
+    """
+
+    recipe: str
+    methods: Mapping[str, Mapping[str, Any]]
+    seeds: tuple[int, ...] = (0,)
+    baseline: str | None = None
+    within: float = 0.005
+    target: float | None = None
+    common: Mapping[str, Any] = field(default_factory=dict)
+
+    def overrides(self, method: str, seed: int) -> dict[str, Any]:
+        """What this method's recipe differs in; "source" is a note, not a key."""
+        own = {key: value for key, value in self.methods[method].items() if key != "source"}
+        return {**self.common, **own, "seed": seed}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One run in a comparison."""
+
+    method: str
+    seed: int
+    run: Run
+
+
+def read_grid(path: Path) -> Grid:
+    """A grid from its file. Raises ConfigError for one that is not."""
+    table = normalise(load_toml(path))
+    methods = {name: own for name, own in load_toml(path).get("methods", {}).items() if isinstance(own, Mapping)}
+    if not methods or not isinstance(table.get("recipe"), str):
+        raise ConfigError(f'{path} is no grid: give recipe = "digits" and a table [methods.NAME] for each method')
+    common = table.pop("common", {})
+    table.pop("methods")
+    seeds = table.pop("seeds", [0])
+    if not isinstance(seeds, list) or not seeds or not all(type(seed) is int for seed in seeds):
+        raise ConfigError(f"seeds = {seeds!r} in {path} must be a list of whole numbers, for example [0, 1, 2]")
+    checked = build(_Figures, {key: value for key, value in table.items() if key != "recipe"}, "")
+    if checked.baseline is not None and checked.baseline not in methods:
+        raise ConfigError(f"baseline = '{checked.baseline}' is none of the methods {', '.join(methods)}")
+    return Grid(
+        recipe=table["recipe"],
+        methods={name: normalise(own) for name, own in methods.items()},
+        seeds=tuple(seeds),
+        baseline=checked.baseline,
+        within=checked.within,
+        target=checked.target,
+        common=common,
+    )
+
+
+@dataclass(frozen=True)
+class _Figures:
+    baseline: str | None = None
+    within: float = 0.005
+    target: float | None = None
+
+
+def run_grid(grid: Grid, folder: Path, **overrides: Any) -> list[Entry]:
+    """Every run of the grid: those that stand in the folder are read, unfinished ones resumed, the others run."""
+    from .app import load
+
+    simulate = load("simulations.local").simulate
+    entries = []
+    for seed in grid.seeds:
+        for method in grid.methods:
+            own = folder / f"{_file_name(method)}-seed{seed}"
+            if not (own / "summary.json").is_file():
+                print(f"\n{method}, seed {seed}", flush=True)
+                started = (own / "recipe.toml").is_file()
+                simulate(grid.recipe, folder=own, resume=started, **{**grid.overrides(method, seed), **overrides})
+            entries.append(Entry(method, seed, Run(own)))
+    return entries
+
+
+def entries_of(runs: Iterable[Run]) -> list[Entry]:
+    """Finished runs as they are, each under its folder's name without the seed."""
+    return [Entry(run.folder.name.removesuffix(f"-seed{run.recipe.seed}"), run.recipe.seed, run) for run in runs]
+
+
+def targets(entries: Sequence[Entry], grid: Grid | None, target: float | None = None) -> dict[int, float | None]:
+    """The accuracy aimed at with each seed."""
+    fixed = target if target is not None else grid.target if grid else None
+    found: dict[int, float | None] = {entry.seed: fixed for entry in entries}
+    if fixed is None and grid is not None and grid.baseline is not None:
+        for entry in entries:
+            if entry.method == grid.baseline:
+                found[entry.seed] = _last(entry.run) - grid.within
+    return found
+
+
+def rows(
+    entries: Sequence[Entry], aims: Mapping[int, float | None], link: Link = LINKS["10mbps"]
+) -> list[dict[str, Any]]:
+    """One row a run: what it reached, and what it had sent when it first reached the target.
+
+    `seconds_on_link` is the time that the slowest client of each round needs to receive and send its payloads, summed
+    over the rounds to the target; without one, over all.
+    """
+    return [_row(entry, aims[entry.seed], link) for entry in entries]
+
+
+def _row(entry: Entry, aim: float | None, link: Link) -> dict[str, Any]:
+    measure = _measure(entry.run)
+    judged = [row for row in entry.run.rounds if row.get(measure) is not None]
+    reached = next((row for row in judged if aim is not None and row[measure] >= aim), None)
+    until = reached["round"] if reached else entry.run.rounds[-1]["round"]
+    sent = [row for row in entry.run.ledger.to_rows() if row["round"] <= until]
+    ways = {way: sum(row["payload"] for row in sent if row["direction"] == way) for way in ("up", "down")}
+    whole = aim is None or reached is not None
+    return {
+        "method": entry.method,
+        "seed": entry.seed,
+        "measure": measure,
+        "last": judged[-1][measure],
+        "best": max(row[measure] for row in judged),
+        "target": aim,
+        "rounds": until if whole else None,
+        "up": ways["up"] if whole else None,
+        "down": ways["down"] if whole else None,
+        "bytes": sum(ways.values()) if whole else None,
+        "message_bytes": sum(row["message"] for row in sent) if whole else None,
+        "bytes_of_all_rounds": entry.run.ledger.total(),
+        "link": link.name,
+        "seconds_on_link": _on_link(sent, link) if whole else None,
+    }
+
+
+def _on_link(sent: Iterable[Row], link: Link) -> float:
+    moved: dict[int, dict[str, list[int]]] = defaultdict(lambda: defaultdict(lambda: [0, 0]))
+    for row in sent:
+        moved[row["round"]][row["client"]][row["direction"] == "down"] += row["payload"]
+    return sum(max(link.seconds(up, down) for up, down in clients.values()) for clients in moved.values())
+
+
+def _measure(run: Run) -> str:
+    return str(run.summary.get("measure", "accuracy"))
+
+
+def _last(run: Run) -> float:
+    measure = _measure(run)
+    return float(next(row[measure] for row in reversed(run.rounds) if row.get(measure) is not None))
+
+
+# ------------------------------------------------------------------------------------------------------------- shown
+
+
+def table(found: Sequence[Mapping[str, Any]], baseline: str | None) -> Table:
+    """The mean over seeds, with the standard deviation, for the terminal."""
+    from rich.table import Table
+
+    shown = Table(box=None, padding=(0, 2, 0, 0))
+    for index, name in enumerate(_HEADERS):
+        shown.add_column(name, justify="right" if index else "left", no_wrap=bool(index), overflow="fold")
+    for cells in _cells(found, baseline):
+        shown.add_row(*cells)
+    return shown
+
+
+_HEADERS = ("method", "last", "reached", "rounds", "up", "down", "bytes", "times fewer", "s on link")
+
+
+def _cells(found: Sequence[Mapping[str, Any]], baseline: str | None) -> list[list[str]]:
+    base = _mean([row["bytes"] for row in found if row["method"] == baseline])
+    lines = []
+    for method in dict.fromkeys(row["method"] for row in found):
+        own = [row for row in found if row["method"] == method]
+        reached = [row for row in own if row["bytes"] is not None]
+        mean = {
+            key: _mean([row[key] for row in reached]) for key in ("rounds", "up", "down", "bytes", "seconds_on_link")
+        }
+        times = f"{base / mean['bytes']:.1f}×" if base and mean["bytes"] else "–"
+        last = [row["last"] for row in own]
+        lines.append(
+            [
+                method,
+                f"{figure(statistics.fmean(last), own[0]['measure'])} ± {_spread(last, own[0]['measure'])}",
+                f"{len(reached)}/{len(own)}",
+                "–" if mean["rounds"] is None else f"{mean['rounds']:.1f}",
+                *("–" if mean[key] is None else bytes_text(mean[key] or 0) for key in ("up", "down", "bytes")),
+                times if len(reached) == len(own) else f"({times})",
+                "–" if mean["seconds_on_link"] is None else f"{mean['seconds_on_link']:.1f}",
+            ]
+        )
+    return lines
+
+
+def markdown(found: Sequence[Mapping[str, Any]], baseline: str | None) -> str:
+    """The same table for a document."""
+    lines = [_HEADERS, ["---"] * len(_HEADERS), *_cells(found, baseline)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
+
+
+def _spread(values: Sequence[float], measure: str) -> str:
+    spread = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{100 * spread:.2f}" if measure == "accuracy" else f"{spread:.2g}"
+
+
+def write(
+    folder: Path, entries: Sequence[Entry], found: Sequence[Mapping[str, Any]], baseline: str | None
+) -> list[Path]:
+    """``runs.jsonl`` (a row a run), ``rounds.jsonl`` (a row a round) and ``comparison.html`` with the plots."""
+    from .report import page, table_html
+
+    folder.mkdir(parents=True, exist_ok=True)
+    curves = [
+        {"method": entry.method, "seed": entry.seed, **{key: value for key, value in row.items() if key != "cohort"}}
+        for entry in entries
+        for row in entry.run.rounds
+    ]
+    files = {"runs.jsonl": found, "rounds.jsonl": curves}
+    for name, lines in files.items():
+        replace_file(folder / name, "".join(json.dumps(line) + "\n" for line in lines).encode())
+    cells = [[html.escape(cell) for cell in line] for line in _cells(found, baseline)]
+    aim = sorted({row["target"] for row in found if row["target"] is not None})
+    note = f"<p>Target: {', '.join(figure(value, found[0]['measure']) for value in aim)}. " if aim else "<p>"
+    note += f"Bytes are payload, up and down, of all clients; seconds on the link {found[0]['link']}.</p>"
+    body = f"<h1>Comparison</h1>{note}{table_html(_HEADERS, cells)}{_plots(entries, found)}"
+    replace_file(folder / "comparison.html", page("comparison", body).encode())
+    return [folder / name for name in (*files, "comparison.html")]
+
+
+def _plots(entries: Sequence[Entry], found: Sequence[Mapping[str, Any]]) -> str:
+    from .report import figure_html
+
+    measure = found[0]["measure"]
+    methods = list(dict.fromkeys(entry.method for entry in entries))
+
+    def curves(axes: Axes) -> None:
+        for index, method in enumerate(methods):
+            for number, entry in enumerate(own for own in entries if own.method == method):
+                points = [
+                    (row["total"] / 1e6, row[measure]) for row in entry.run.rounds if row.get(measure) is not None
+                ]
+                axes.plot(*zip(*points, strict=True), color=f"C{index % 10}", linestyle=_DASHES[index // 10 % 4],
+                          linewidth=1.4, label=method if number == 0 else None)  # fmt: skip
+        axes.set_xscale("log")
+        axes.set_xlabel("payload, up and down, MB")
+        axes.set_ylabel(measure)
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+
+    def front(axes: Axes) -> None:
+        points = {
+            method: (
+                statistics.fmean(row["bytes_of_all_rounds"] for row in found if row["method"] == method) / 1e6,
+                statistics.fmean(row["last"] for row in found if row["method"] == method),
+            )
+            for method in methods
+        }
+        best = pareto(points)
+        for index, (method, (x, y)) in enumerate(points.items()):
+            axes.scatter(x, y, color=f"C{index % 10}", marker="o" if method in best else "x")
+            axes.annotate(method, (x, y), fontsize=8, xytext=(4, 4), textcoords="offset points")
+        line = sorted(points[method] for method in best)
+        axes.plot(*zip(*line, strict=True), color="#888", linewidth=1, zorder=0)
+        axes.set_xscale("log")
+        axes.set_xlabel("payload of all rounds, MB")
+        axes.set_ylabel(f"{measure} at the end")
+        axes.grid(alpha=0.3)
+
+    return (
+        figure_html(curves, f"{measure} against bytes, a line a seed", panels=1)
+        + figure_html(front, "the Pareto front: nothing is better in both", panels=1)
+        + _bars(found)
+    )
+
+
+_DASHES = ("-", "--", ":", "-.")
+
+
+def _bars(found: Sequence[Mapping[str, Any]]) -> str:
+    from .report import figure_html
+
+    reached = [row for row in found if row["bytes"] is not None]
+    if not reached or all(row["target"] is None for row in found):
+        return ""
+
+    def bars(axes: Axes) -> None:
+        names = list(dict.fromkeys(row["method"] for row in reached))
+        for way, left in (("up", False), ("down", True)):
+            means = [statistics.fmean(row[way] for row in reached if row["method"] == name) / 1e6 for name in names]
+            before = [statistics.fmean(row["up"] for row in reached if row["method"] == name) / 1e6 for name in names]
+            axes.barh(names, means, left=before if left else None, label=way)
+        axes.set_xscale("log")
+        axes.set_xlabel("payload to the target, MB")
+        axes.invert_yaxis()
+        axes.legend(frameon=False)
+
+    return figure_html(bars, "bytes to the target", panels=1)
+
+
+def pareto(points: Mapping[str, tuple[float, float]]) -> set[str]:
+    """Those for which no other has fewer bytes and more accuracy, or as much of one and better in the other."""
+    return {
+        name
+        for name, (cost, value) in points.items()
+        if not any(c <= cost and v >= value and (c, v) != (cost, value) for c, v in points.values())
+    }
+
+
+def _file_name(method: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in "-_.:" else "-" for letter in method).replace(":", "_")
