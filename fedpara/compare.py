@@ -87,9 +87,8 @@ class _Figures:
 
 def run_grid(grid: Grid, folder: Path, **overrides: Any) -> list[Entry]:
     """Every run of the grid: those that stand in the folder are read, unfinished ones resumed, the others run."""
-    from .app import load
+    from . import simulate
 
-    simulate = load("simulations.local").simulate
     entries = []
     for seed in grid.seeds:
         for method in grid.methods:
@@ -179,14 +178,18 @@ def table(found: Sequence[Mapping[str, Any]], baseline: str | None) -> Table:
     from rich.table import Table
 
     shown = Table(box=None, padding=(0, 2, 0, 0))
-    for index, name in enumerate(_HEADERS):
+    for index, name in enumerate(_headers(found)):
         shown.add_column(name, justify="right" if index else "left", no_wrap=bool(index), overflow="fold")
     for cells in _cells(found, baseline):
         shown.add_row(*cells)
     return shown
 
 
-_HEADERS = ("method", "last", "reached", "rounds", "up", "down", "bytes", "times fewer", "s on link")
+def _headers(found: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    return ("method", str(found[0]["measure"]), *_FIGURES)
+
+
+_FIGURES = ("reached", "rounds", "up", "down", "bytes", "times fewer", "s on link")
 
 
 def _cells(found: Sequence[Mapping[str, Any]], baseline: str | None) -> list[list[str]]:
@@ -216,7 +219,8 @@ def _cells(found: Sequence[Mapping[str, Any]], baseline: str | None) -> list[lis
 
 def markdown(found: Sequence[Mapping[str, Any]], baseline: str | None) -> str:
     """The same table for a document."""
-    lines = [_HEADERS, ["---"] * len(_HEADERS), *_cells(found, baseline)]
+    headers = _headers(found)
+    lines = [headers, ["---"] * len(headers), *_cells(found, baseline)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -249,7 +253,7 @@ def write(
     aim = sorted({row["target"] for row in found if row["target"] is not None})
     note = f"<p>Target: {', '.join(figure(value, found[0]['measure']) for value in aim)}. " if aim else "<p>"
     note += f"Bytes are payload, up and down, of all clients; seconds on the link {found[0]['link']}.</p>"
-    body = f"<h1>Comparison</h1>{note}{table_html(_HEADERS, cells)}{_plots(entries, found)}"
+    body = f"<h1>Comparison</h1>{note}{table_html(_headers(found), cells)}{_plots(entries, found)}"
     replace_file(folder / "comparison.html", page("comparison", body).encode())
     return [folder / name for name in (*files, "comparison.html")]
 
