@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import copy
 import importlib
+import shutil
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -338,16 +339,19 @@ def main() -> None:
     parser.add_argument(
         "--clock", choices=CLOCKS, default="wall", help="cpu, with --threads 1, is steady on a busy machine"
     )
-    parser.add_argument("--compile", action="store_true", help="measure torch.compile too (needs a C++ compiler)")
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out (it needs a C++ compiler)")
     parser.add_argument("--without-weight", action="store_true", help="measure where a linear layer goes without W")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     print(f"torch {torch.__version__}, {options.threads} threads, {options.clock} clock, {options.turns} turns\n")
     if options.without_weight:
         return print(without_weight_table(options.turns, CLOCKS[options.clock]))
+    compiled = not options.no_compile and any(map(shutil.which, ("c++", "g++", "clang++")))
+    if not compiled:
+        print("torch.compile is left out\n")
     for name in options.problems or PROBLEMS:
         problem = PROBLEMS[name]
-        print(table(problem, ways(problem, options.compile), options.turns, CLOCKS[options.clock]) + "\n", flush=True)
+        print(table(problem, ways(problem, compiled), options.turns, CLOCKS[options.clock]) + "\n", flush=True)
 
 
 if __name__ == "__main__":
