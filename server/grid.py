@@ -8,8 +8,15 @@ from dataclasses import dataclass, replace
 
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
+from flwr.app.message.message import remove_content_from_message
+from flwr.common.serde import message_to_proto
+from flwr.proto.fleet_pb2 import PullMessagesResponse
 from flwr.serverapp import Grid
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, no_object_id_recompute
+from flwr.supercore.inflatable.inflatable_object import (
+    get_all_nested_objects,
+    get_object_tree,
+    no_object_id_recompute,
+)
 from torch import Tensor
 
 from fedpara.app import code_hash
@@ -292,20 +299,26 @@ class NotHeldError(UpdateError):
 
 
 class _Sizes:
-    """Bytes of the serialised object tree of a message, as Flower sends it. Shared parts are measured once."""
+    """Bytes of a message as Flower sends it: its serialised objects, and the answer that announces them to a node.
+
+    Content that messages share is measured once.
+    """
 
     def __init__(self) -> None:
         self._contents: dict[int, tuple[RecordDict, int]] = {}
 
     def of(self, message: Message) -> int:
-        if not message.has_content():
-            return len(message.deflate())
-        content = message.content
-        if id(content) not in self._contents:
-            with no_object_id_recompute():
-                parts = get_all_nested_objects(content).values()
-                self._contents[id(content)] = (content, sum(len(part.deflate()) for part in parts))
-        return len(message.deflate()) + self._contents[id(content)][1]
+        with no_object_id_recompute():
+            objects = len(message.deflate())
+            if message.has_content():
+                content = message.content
+                if id(content) not in self._contents:
+                    parts = get_all_nested_objects(content).values()
+                    self._contents[id(content)] = (content, sum(len(part.deflate()) for part in parts))
+                objects += self._contents[id(content)][1]
+            tree = get_object_tree(message)
+        bare = message_to_proto(remove_content_from_message(message))
+        return objects + PullMessagesResponse(messages_list=[bare], message_object_trees=[tree]).ByteSize()
 
 
 def _same(state: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:

@@ -44,12 +44,15 @@ class Auto(Scheme):
     def choices(self) -> tuple[Scheme, ...]:
         return _CHOICES
 
+    def budget(self, numbers: int) -> int:
+        return math.floor(self.bits * numbers / 8)
+
     def choose(self, tensors: Sequence[Tensor]) -> list[int]:
         for x in tensors:
             check_finite(x)
         chosen = [0] * len(tensors)
         hulls = [_hull([(sum(own.parts(x.shape)), _error(own, x)) for own in _CHOICES]) for x in tensors]
-        rest = math.floor(self.bits * sum(x.numel() for x in tensors) / 8)
+        rest = self.budget(sum(x.numel() for x in tensors))
         waiting: list[tuple[float, int, int]] = []
         for index, hull in enumerate(hulls):
             _push(waiting, hull, index, 0)

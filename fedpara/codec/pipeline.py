@@ -43,7 +43,10 @@ class Codec:
 
         Where the values decide (not `exact`: entropy coding, schemes of variable length), the most that it can be.
         """
-        return OVERHEAD + sum(map(self._most, like.values()))
+        chosen = [tensor for tensor in like.values() if self.scheme.choices and self._scheme(tensor) is self.scheme]
+        whole = sum(self._most(tensor) for tensor in like.values())
+        spared = sum(map(self._most, chosen)) - len(chosen) - self.scheme.budget(sum(own.numel() for own in chosen))
+        return OVERHEAD + whole - max(0, spared)
 
     def encode(self, state: State, *, reference: State | None = None, generator: Generator | None = None) -> bytes:
         """Write the tensors as one payload of ``size(state)`` bytes, or of at most as many where not `exact`.
@@ -92,7 +95,7 @@ class Codec:
             CodecError: any bytes that are not a payload of this codec for such tensors; another reference, or none.
         """
         names = sorted(like)
-        most = sum(self._most(tensor) for tensor in like.values())
+        most = self.size(like) - OVERHEAD
         used, body = unseal(blob, self.spec, schema_hash(like), most, exact=self.exact)
         base = self._base(like, reference if used else None, CodecError)
         if used != (fingerprint(base.values()) if base else 0):

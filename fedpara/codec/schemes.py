@@ -49,6 +49,10 @@ class Scheme(ABC):
         """The choice for each of a payload's tensors, differences to the reference already."""
         raise NotImplementedError
 
+    def budget(self, numbers: int) -> int:
+        """The most bytes that all that is chosen for can take, of so many numbers."""
+        return 0
+
     @abstractmethod
     def pack(self, x: Tensor, generator: Generator) -> list[Tensor]:
         """A float32 tensor on the CPU → tensors whose memory, one after the other, is what travels.

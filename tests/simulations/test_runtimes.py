@@ -79,5 +79,10 @@ def test_superlink_and_two_supernodes_over_tls_give_the_same(flower, in_process,
             *("--auth-supernode-private-key", str(key), "--port", str(free_port())),
             *("--node-config", f"partition-id={place} num-partitions=2"),
         )
-    flower.run_to_the_end("test", "--run-config", run_config(tmp_path / "run"))
-    check_same(fp.Run(tmp_path / "run"), in_process)
+    listed = flower.run_to_the_end("test", "--run-config", run_config(tmp_path / "run"))
+    run = fp.Run(tmp_path / "run")
+    check_same(run, in_process)
+    # SuperLink's own count of what it moved: the ledger's messages, and a few hundred bytes of answers for each.
+    traffic = listed["network-traffic"]
+    assert run.ledger.total("up", "message") == pytest.approx(traffic["inbound-bytes"], rel=0.01)
+    assert run.ledger.total(unit="message") == pytest.approx(traffic["total-bytes"], rel=0.01)
