@@ -21,7 +21,7 @@ from itertools import repeat
 from typing import Any, Literal, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 Form = Literal["product", "tanh", "plus_one"]  # W1 ⊙ W2, tanh(W1) ⊙ tanh(W2), W1 ⊙ (W2 + 1)
@@ -134,12 +134,14 @@ def _scratch_memory(like: Tensor, numbers: int) -> Tensor:
     Blocks of this size go back to the system when they are freed, and each page is then zeroed anew on its first use:
     that took longer than composing a small layer.
     """
-    if like.device.type != "cpu":
+    # Tensors of other kinds, or a mode that makes them (fake ones to trace or count with), get memory of their kind.
+    if like.device.type != "cpu" or type(like) not in (Tensor, nn.Parameter) or torch._C._len_torch_dispatch_stack():
         return like.new_empty(numbers)
     kept = cast(dict[object, Tensor], _kept.__dict__)
     if like.dtype not in kept or kept[like.dtype].numel() < numbers:
         kept.pop(like.dtype, None)  # the old one goes before the new one comes
-        kept[like.dtype] = torch.empty(numbers, dtype=like.dtype)
+        with torch.inference_mode(False):  # what is made in inference mode could not be written to outside of it
+            kept[like.dtype] = torch.empty(numbers, dtype=like.dtype)
     return kept[like.dtype][:numbers]
 
 

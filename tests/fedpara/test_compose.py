@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 
-from fedpara import compose, linear
+from fedpara import FedPara, compose, linear, parametrize_
 from tests import reference
 
 SMALL = compose.SMALL
@@ -396,6 +398,21 @@ def test_a_layer_goes_the_way_that_its_size_and_precision_allow(monkeypatch: pyt
     inputs, factors = torch.zeros(4, 512), tuple(torch.zeros(512, 8) for _ in range(4))
     seen = torch.func.vmap(lambda own: torch.tensor(linear.hadamard("product", own, factors) is None))
     assert seen(inputs.unsqueeze(0)).all()
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, lambda: FakeTensorMode(allow_non_fake_inputs=True)])
+def test_modes_leave_nothing_behind_in_the_scratch_memory(mode: Callable[[], Any]) -> None:
+    layers = [nn.Linear(600, 600), nn.Conv2d(64, 64, 3)]
+    shapes = [(200, 600), (2, 64, 5, 5)]
+    for layer, shape in zip(layers, shapes, strict=True):
+        parametrize_(layer, FedPara(gamma=0.1))
+        compose.forget_scratch()
+        with mode():
+            layer(torch.randn(shape))
+        layer(torch.randn(shape)).sum().backward()
+        assert all(own.grad.isfinite().all() for own in layer.parameters())
+        with mode():
+            layer(torch.randn(shape))
 
 
 def test_scratch_memory_is_each_threads_own() -> None:
