@@ -176,8 +176,9 @@ BLOCK = 1 << 16  # elements rounded at a time: what is computed on stays in the 
 
 def _scales(rows: Tensor) -> Tensor:
     """max|x| / 127 of each row, shape (rows, 1)."""
-    check_finite(rows)
-    scales = largest(rows).div_(127).clamp_(max=_LARGEST_SCALE)
+    whole = check_finite(rows)
+    sizes = torch.full((1, 1), whole) if len(rows) == 1 else largest(rows)  # one row: known already
+    scales = sizes.div_(127).clamp_(max=_LARGEST_SCALE)
     return scales.masked_fill_(scales < SMALLEST_SCALE, 0)
 
 
