@@ -206,7 +206,7 @@ def _cells(found: Sequence[Mapping[str, Any]], baseline: str | None) -> list[lis
         lines.append(
             [
                 method,
-                f"{figure(statistics.fmean(last), own[0]['measure'])} ± {_spread(last, own[0]['measure'])}",
+                f"{figure(statistics.fmean(last), own[0]['measure'])}{_spread(last, own[0]['measure'])}",
                 f"{len(reached)}/{len(own)}",
                 "–" if mean["rounds"] is None else f"{mean['rounds']:.1f}",
                 *("–" if mean[key] is None else bytes_text(mean[key] or 0) for key in ("up", "down", "bytes")),
@@ -230,8 +230,10 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def _spread(values: Sequence[float], measure: str) -> str:
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{100 * spread:.2f}" if measure == "accuracy" else f"{spread:.2g}"
+    if len(values) < 2:
+        return ""
+    spread = statistics.stdev(values)
+    return f" ± {100 * spread:.2f}" if measure == "accuracy" else f" ± {spread:.2g}"
 
 
 def write(
@@ -293,6 +295,7 @@ def _plots(entries: Sequence[Entry], found: Sequence[Mapping[str, Any]]) -> str:
         line = sorted(points[method] for method in best)
         axes.plot(*zip(*line, strict=True), color="#888", linewidth=1, zorder=0)
         axes.set_xscale("log")
+        axes.margins(x=0.2, y=0.1)  # room for the names
         axes.set_xlabel("payload of all rounds, MB")
         axes.set_ylabel(f"{measure} at the end")
         axes.grid(alpha=0.3)
@@ -315,15 +318,16 @@ def _bars(found: Sequence[Mapping[str, Any]]) -> str:
         return ""
 
     def bars(axes: Axes) -> None:
+        # Beside each other, not stacked: lengths on a logarithmic axis do not add up.
         names = list(dict.fromkeys(row["method"] for row in reached))
-        for way, left in (("up", False), ("down", True)):
+        for way, offset in (("up", -0.2), ("down", 0.2)):
             means = [statistics.fmean(row[way] for row in reached if row["method"] == name) / 1e6 for name in names]
-            before = [statistics.fmean(row["up"] for row in reached if row["method"] == name) / 1e6 for name in names]
-            axes.barh(names, means, left=before if left else None, label=way)
+            axes.barh([place + offset for place in range(len(names))], means, height=0.4, label=way)
+        axes.set_yticks(range(len(names)), names)
         axes.set_xscale("log")
         axes.set_xlabel("payload to the target, MB")
         axes.invert_yaxis()
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
 
     return figure_html(bars, "bytes to the target", panels=1)
 
