@@ -10,6 +10,7 @@ from flwr.clientapp.typing import ClientAppCallable
 from torch import Tensor
 
 from fedpara.app import code_hash
+from fedpara.checkpoint import part
 from fedpara.codec import Codec, codec, encode_with_feedback
 from fedpara.errors import CodecError, FedparaError
 from fedpara.seeds import generator_for
@@ -75,7 +76,7 @@ class _Link:
 
     def _unpack(self, blob: bytes, downlink: Codec) -> dict[str, Tensor]:
         like = self.runtime.shared
-        candidates = chain([like], (_part(kept, HELD) for kept in self.kept.all()))
+        candidates = chain([like], (part(kept, HELD) for kept in self.kept.all()))
         try:
             reference = downlink.find_reference(blob, like, candidates)
         except CodecError as error:
@@ -92,7 +93,7 @@ class _Link:
         rounding = generator_for(self.runtime.recipe.seed, "uplink", str(self.round), self.client)
         uplink, owed = self.runtime.uplink, {}
         if uplink.feedback:
-            before = _part(self.kept.load(self.round) or {}, OWED)
+            before = part(self.kept.load(self.round) or {}, OWED)
             blob, owed = encode_with_feedback(uplink, trained, reference=received, residual=before, generator=rounding)
         else:
             blob = uplink.encode(trained, reference=received, generator=rounding)
@@ -104,7 +105,3 @@ class _Link:
 
 
 HELD, OWED = "held/", "owed/"
-
-
-def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

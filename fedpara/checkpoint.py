@@ -31,8 +31,8 @@ class Checkpoint:
 def save(folder: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint. The older one stays valid until the new one is complete on disk."""
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {f"model/{name}": tensor.contiguous() for name, tensor in checkpoint.model.items()}
-    tensors |= {f"strategy/{name}": tensor.contiguous() for name, tensor in checkpoint.strategy.items()}
+    tensors = {f"model/{name}": tensor for name, tensor in checkpoint.model.items()}
+    tensors |= {f"strategy/{name}": tensor for name, tensor in checkpoint.strategy.items()}
     file = folder / f"round-{checkpoint.round:06d}.safetensors"
     save_tensors(file, tensors)
     index = {"round": checkpoint.round, "file": file.name, "bytes": file.stat().st_size, "extra": checkpoint.extra}
@@ -56,7 +56,7 @@ def load(folder: Path) -> Checkpoint | None:
         if file.stat().st_size != index["bytes"]:
             raise CheckpointError(f"{file} has {file.stat().st_size} bytes, expected {index['bytes']}: {_REMEDY}")
         tensors = load_file(file)
-        return Checkpoint(index["round"], _part(tensors, "model/"), _part(tensors, "strategy/"), index["extra"])
+        return Checkpoint(index["round"], part(tensors, "model/"), part(tensors, "strategy/"), index["extra"])
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise CheckpointError(f"cannot read the checkpoint in {folder} ({error}): {_REMEDY}") from None
 
@@ -64,7 +64,8 @@ def load(folder: Path) -> Checkpoint | None:
 _REMEDY = "restore the folder from a copy, or start the run anew in another folder"
 
 
-def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with the prefix, without it."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
@@ -72,7 +73,7 @@ def save_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write a safetensors file so that it is either whole or not there."""
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(file.name + ".partial")
-    save_file(dict(tensors), partial)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
     _sync(partial)
     os.replace(partial, file)
     _sync(file.parent)

@@ -15,7 +15,7 @@ from .checkpoint import replace_file
 from .config import build, load_toml, normalise
 from .cost import LINKS, Link
 from .errors import ConfigError
-from .live import bytes_text, figure
+from .live import bytes_text, figure, times
 from .run import Row, Run
 
 if TYPE_CHECKING:
@@ -23,19 +23,22 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-@dataclass(frozen=True)
-class Grid:
-    """A TOML file: one recipe, and what each method changes in it.
+@dataclass(frozen=True, kw_only=True)
+class Aim:
+    """The accuracy aimed at: seed by seed the baseline's last one less `within`; or `target`, the same for all."""
 
-    The accuracy aimed at is, seed by seed, the baseline's last one less `within`; or `target`, the same for all.
-    """
-
-    recipe: str
-    methods: Mapping[str, Mapping[str, Any]]
-    seeds: tuple[int, ...] = (0,)
     baseline: str | None = None
     within: float = 0.005
     target: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid(Aim):
+    """A TOML file: one recipe, and what each method changes in it."""
+
+    recipe: str
+    methods: Mapping[str, Mapping[str, Any]]
+    seeds: tuple[int, ...]
     common: Mapping[str, Any] = field(default_factory=dict)
 
     def overrides(self, method: str, seed: int) -> dict[str, Any]:
@@ -55,8 +58,9 @@ class Entry:
 
 def read_grid(path: Path) -> Grid:
     """A grid from its file. Raises ConfigError for one that is not."""
-    table = normalise(load_toml(path))
-    methods = {name: own for name, own in load_toml(path).get("methods", {}).items() if isinstance(own, Mapping)}
+    raw = load_toml(path)
+    table = normalise(raw)
+    methods = {name: own for name, own in raw.get("methods", {}).items() if isinstance(own, Mapping)}
     if not methods or not isinstance(table.get("recipe"), str):
         raise ConfigError(f'{path} is no grid: give recipe = "digits" and a table [methods.NAME] for each method')
     common = table.pop("common", {})
@@ -64,25 +68,17 @@ def read_grid(path: Path) -> Grid:
     seeds = table.pop("seeds", [0])
     if not isinstance(seeds, list) or not seeds or not all(type(seed) is int for seed in seeds):
         raise ConfigError(f"seeds = {seeds!r} in {path} must be a list of whole numbers, for example [0, 1, 2]")
-    checked = build(_Figures, {key: value for key, value in table.items() if key != "recipe"}, "")
-    if checked.baseline is not None and checked.baseline not in methods:
-        raise ConfigError(f"baseline = '{checked.baseline}' is none of the methods {', '.join(methods)}")
+    recipe = table.pop("recipe")
+    aim = build(Aim, table, "")
+    if aim.baseline is not None and aim.baseline not in methods:
+        raise ConfigError(f"baseline = '{aim.baseline}' is none of the methods {', '.join(methods)}")
     return Grid(
-        recipe=table["recipe"],
+        recipe=recipe,
         methods={name: normalise(own) for name, own in methods.items()},
         seeds=tuple(seeds),
-        baseline=checked.baseline,
-        within=checked.within,
-        target=checked.target,
         common=common,
+        **vars(aim),
     )
-
-
-@dataclass(frozen=True)
-class _Figures:
-    baseline: str | None = None
-    within: float = 0.005
-    target: float | None = None
 
 
 def run_grid(grid: Grid, folder: Path, **overrides: Any) -> list[Entry]:
@@ -129,7 +125,7 @@ def rows(
 
 
 def _row(entry: Entry, aim: float | None, link: Link) -> dict[str, Any]:
-    measure = _measure(entry.run)
+    measure = entry.run.measure
     judged = [row for row in entry.run.rounds if row.get(measure) is not None]
     reached = next((row for row in judged if aim is not None and row[measure] >= aim), None)
     until = reached["round"] if reached else entry.run.rounds[-1]["round"]
@@ -161,13 +157,8 @@ def _on_link(sent: Iterable[Row], link: Link) -> float:
     return sum(max(link.seconds(up, down) for up, down in clients.values()) for clients in moved.values())
 
 
-def _measure(run: Run) -> str:
-    return str(run.summary.get("measure", "accuracy"))
-
-
 def _last(run: Run) -> float:
-    measure = _measure(run)
-    return float(next(row[measure] for row in reversed(run.rounds) if row.get(measure) is not None))
+    return float(next(row[run.measure] for row in reversed(run.rounds) if row.get(run.measure) is not None))
 
 
 # ------------------------------------------------------------------------------------------------------------- shown
@@ -201,7 +192,7 @@ def _cells(found: Sequence[Mapping[str, Any]], baseline: str | None) -> list[lis
         mean = {
             key: _mean([row[key] for row in reached]) for key in ("rounds", "up", "down", "bytes", "seconds_on_link")
         }
-        times = f"{base / mean['bytes']:.1f}×" if base and mean["bytes"] else "–"
+        fewer = times(mean["bytes"], base) if base and mean["bytes"] else "–"
         last = [row["last"] for row in own]
         lines.append(
             [
@@ -210,7 +201,7 @@ def _cells(found: Sequence[Mapping[str, Any]], baseline: str | None) -> list[lis
                 f"{len(reached)}/{len(own)}",
                 "–" if mean["rounds"] is None else f"{mean['rounds']:.1f}",
                 *("–" if mean[key] is None else bytes_text(mean[key] or 0) for key in ("up", "down", "bytes")),
-                times if len(reached) == len(own) else f"({times})",
+                fewer if len(reached) == len(own) else f"({fewer})",
                 "–" if mean["seconds_on_link"] is None else f"{mean['seconds_on_link']:.1f}",
             ]
         )

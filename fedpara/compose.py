@@ -269,14 +269,18 @@ def _slopes(form: Form, grad: Tensor, factors: tuple[Tensor, ...], scratch: Sequ
     """G ⊙ ∂W/∂W1, then G ⊙ ∂W/∂W2, in one memory, which is then in the cache: the first goes when the second comes."""
     a1, b1, a2, b2 = factors
     if form == "tanh":
-        u, v = half(form, a1, b1, scratch[1]), half(form, a2, b2, scratch[2])
-        for own, other in ((u, v), (v, u)):
-            slope = torch.mul(other, grad, out=scratch[0])
-            yield slope.addcmul_(slope, torch.square(own, out=scratch[3]), value=-1)  # tanh' = 1 − tanh²
+        yield from tanh_slopes(grad, half(form, a1, b1, scratch[0]), half(form, a2, b2, scratch[1]), *scratch[2:])
         return
     slope = torch.mm(a2, b2, out=scratch[0])
     yield torch.addcmul(grad, grad, slope, out=slope) if form == "plus_one" else slope.mul_(grad)
     yield torch.mm(a1, b1, out=slope).mul_(grad)
+
+
+def tanh_slopes(grad: Tensor, u: Tensor, v: Tensor, *spare: Tensor) -> tuple[Tensor, Tensor]:
+    """G ⊙ ∂W/∂W1 and G ⊙ ∂W/∂W2 of W = tanh(W1) ⊙ tanh(W2) = U ⊙ V, in the memory of V and U: tanh' = 1 − tanh²."""
+    u_squared, v_squared = torch.square(u, out=spare[0]), torch.square(v, out=spare[1])
+    first, second = v.mul_(grad), u.mul_(grad)
+    return first.addcmul_(first, u_squared, value=-1), second.addcmul_(second, v_squared, value=-1)
 
 
 def add_product(total: Tensor | None, left: Tensor, right: Tensor) -> None:

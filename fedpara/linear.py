@@ -15,7 +15,19 @@ import torch
 from torch import Tensor, nn
 
 from . import compose
-from .compose import Form, add_product, half, joined, plain, scratch_tiles, split, tile_sides, without_autocast, zeros
+from .compose import (
+    Form,
+    add_product,
+    half,
+    joined,
+    plain,
+    scratch_tiles,
+    split,
+    tanh_slopes,
+    tile_sides,
+    without_autocast,
+    zeros,
+)
 
 SAMPLES_BLOCK = 2**20  # numbers in a block of samples where no W is formed
 
@@ -172,10 +184,8 @@ _SPARE: dict[Form, int] = {"product": 0, "plus_one": 0, "tanh": 2}  # tiles that
 
 def _slopes(form: Form, grad: Tensor, w1: Tensor, w2: Tensor, *spare: Tensor) -> tuple[Tensor, Tensor]:
     """G ⊙ ∂W/∂W1 and G ⊙ ∂W/∂W2 of a tile, in the memory of the halves."""
-    if form == "tanh":  # tanh' = 1 − tanh²
-        square1, square2 = torch.square(w1, out=spare[0]), torch.square(w2, out=spare[1])
-        first, second = w2.mul_(grad), w1.mul_(grad)
-        return first.addcmul_(first, square1, value=-1), second.addcmul_(second, square2, value=-1)
+    if form == "tanh":
+        return tanh_slopes(grad, w1, w2, *spare)
     if form == "plus_one":
         return torch.addcmul(grad, grad, w2, out=w2), w1.mul_(grad)
     return w2.mul_(grad), w1.mul_(grad)

@@ -55,6 +55,11 @@ class Run:
         file = self.folder / "summary.json"
         return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
+    @property
+    def measure(self) -> str:
+        """Name of the metric that the run is judged by."""
+        return str(self.summary.get("measure", "accuracy"))
+
     def model(self) -> nn.Module:
         """The trained network with plain layers, in evaluation mode.
 

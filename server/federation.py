@@ -145,14 +145,11 @@ class Federation:
             try:
                 update = self.grid.open(reply)
                 result.mean.add(update.state, update.examples)
-            except NotHeldError as error:
-                if not again:
+            except FedparaError as error:
+                if isinstance(error, NotHeldError) and not again:
                     result.lacking.append(client)
                     log.warning("%s: %s", client, error)
                     continue
-                result.dropped.append({"client": client, "reason": str(error)})
-                continue
-            except FedparaError as error:
                 result.dropped.append({"client": client, "reason": str(error)})
                 log.warning("%s dropped: %s", client, error)
                 continue

@@ -126,9 +126,9 @@ class CodedGrid(Grid):
 
     def _reference(self, state: State, client: str | None) -> tuple[str, Mapping[str, Tensor] | None]:
         """The model to which the difference is sent, and its name."""
-        nearest: tuple[float, str, Mapping[str, Tensor] | None] = (_distance(state), "", None)
         if not self.recipe.differences or not self._downlink.scheme.differences:
             return "", None
+        nearest: tuple[float, str, Mapping[str, Tensor] | None] = (_distance(state), "", None)
         held = self.memory.find(client) if client else {}
         for key, candidate in {"initial": self.initial, **held}.items():
             nearest = min(nearest, (_distance(state, candidate), key, candidate), key=lambda found: found[0])

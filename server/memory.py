@@ -31,7 +31,9 @@ class ClientMemory:
 
     def hold(self, client: str, state: State) -> None:
         """The client has proved that it holds this model."""
-        key = fingerprint(state).hex()
+        # A cohort holds one broadcast: it is hashed once, not for every client.
+        known = (key for key, own in self._states.items() if own is state)
+        key = next(known, None) or fingerprint(state).hex()
         self._keys[client] = key
         self._states.setdefault(key, state)
 
@@ -62,9 +64,7 @@ class ClientMemory:
         if self.folder is not None:
             for key in set(self._keys.values()) & self._states.keys():
                 if not self._file(key).is_file():
-                    save_tensors(
-                        self._file(key), {name: tensor.contiguous() for name, tensor in self._states[key].items()}
-                    )
+                    save_tensors(self._file(key), self._states[key])
         return dict(self._keys)
 
     def prune(self) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from .fewbit import Grouped
+from .fewbit import Grouped, in_groups
 from .schemes import Scheme, check_finite
 
 
@@ -81,13 +81,11 @@ def _error(scheme: Scheme, x: Tensor) -> float:
     """The expected squared error of coding this tensor."""
     if not isinstance(scheme, Grouped):
         return float(x.double().square().sum())
-    flat = x.reshape(-1)
-    missing = -flat.numel() % scheme.group
-    rows = torch.nn.functional.pad(flat, (0, missing)).view(-1, scheme.group).abs()
+    rows = in_groups(x, scheme.group).abs()
     steps = rows.amax(1, keepdim=True).mul_(2 / (scheme.levels - 1))
     # From the outermost level inwards: whether zero is a level does not matter then.
     place = (rows / steps.clamp_min(torch.finfo(torch.float32).tiny) + 0.5 * (scheme.levels % 2 == 0)).frac_()
-    return float((place * (1 - place) * steps.square()).view(-1)[: flat.numel()].sum(dtype=torch.float64))
+    return float((place * (1 - place) * steps.square()).view(-1)[: x.numel()].sum(dtype=torch.float64))
 
 
 def _hull(points: Sequence[tuple[int, float]]) -> list[Point]:
@@ -95,9 +93,8 @@ def _hull(points: Sequence[tuple[int, float]]) -> list[Point]:
     hull: list[Point] = []
     for cost, error, choice in sorted((cost, error, choice) for choice, (cost, error) in enumerate(points)):
         while (
-            hull
-            and (error < hull[-1][1])
-            and len(hull) > 1
+            len(hull) > 1
+            and error < hull[-1][1]
             and _gain(hull[-2], hull[-1]) <= _gain(hull[-2], (cost, error, choice))
         ):
             hull.pop()

@@ -69,7 +69,7 @@ class Grouped(Scheme):
     def pack(self, x: Tensor, generator: Generator) -> list[Tensor]:
         if x.numel() == 0:
             return []
-        rows = _rows(x, self.group)
+        rows = in_groups(x, self.group)
         whole = torch.full((1,), check_finite(x)).clamp_(max=_LARGEST)
         codes = _share(largest(rows) / whole, up=True)
         halves = _half_steps(whole, codes, self.levels)
@@ -105,7 +105,7 @@ class ScaledSign(Scheme):
             return []
         whole = torch.full((1,), check_finite(x)).clamp_(max=_LARGEST)
         inverse = 1 / whole if float(whole) >= SMALLEST_SCALE else torch.zeros(1)
-        codes = _share(_means(_rows(x, self.group), inverse, x.numel()), up=False)
+        codes = _share(_means(in_groups(x, self.group), inverse, x.numel()), up=False)
         return [whole, codes, pack_symbols((x.reshape(-1) >= 0).view(torch.uint8), 2)]
 
     def unpack(self, body: memoryview, shape: Sequence[int]) -> Tensor:
@@ -122,7 +122,7 @@ def _parts(count: int, levels: int, group: int) -> tuple[int, ...]:
     return (4, -(-count // group), packed_size(count, levels)) if count else ()
 
 
-def _rows(x: Tensor, group: int) -> Tensor:
+def in_groups(x: Tensor, group: int) -> Tensor:
     """The numbers in row-major order, a group a row, the last one filled up with zeros."""
     flat = x.reshape(-1)
     missing = -flat.numel() % group

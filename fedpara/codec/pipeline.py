@@ -43,7 +43,7 @@ class Codec:
 
         Where the values decide (not `exact`: entropy coding, schemes of variable length), the most that it can be.
         """
-        chosen = [tensor for tensor in like.values() if self.scheme.choices and self._scheme(tensor) is self.scheme]
+        chosen = [like[name] for name in self._open(like)]
         whole = sum(self._most(tensor) for tensor in like.values())
         spared = sum(map(self._most, chosen)) - len(chosen) - self.scheme.budget(sum(own.numel() for own in chosen))
         return OVERHEAD + whole - max(0, spared)
@@ -139,10 +139,14 @@ class Codec:
         scheme = _GENTLE if self.scheme.gentle and is_short(tensor.shape) else self.scheme
         return scheme if tensor.is_floating_point() and tensor.dtype.itemsize > scheme.width else None
 
+    def _open(self, like: State) -> list[str]:
+        """The tensors for which a scheme is chosen by their values."""
+        return [name for name in sorted(like) if self.scheme.choices and self._scheme(like[name]) is self.scheme]
+
     def _plan(self, tensors: State, base: State) -> tuple[dict[str, Scheme | None], bytes]:
         """What codes each tensor, and the bytes that say so where the values decide."""
         plan = {name: self._scheme(tensor) for name, tensor in tensors.items()}
-        open_ones = [name for name in sorted(plan) if plan[name] is self.scheme and self.scheme.choices]
+        open_ones = self._open(tensors)
         chosen = self.scheme.choose([_change(tensors[name], base.get(name)) for name in open_ones]) if open_ones else []
         plan |= {name: self.scheme.choices[choice] for name, choice in zip(open_ones, chosen, strict=True)}
         return plan, bytes(chosen)
@@ -150,8 +154,7 @@ class Codec:
     def _read_plan(self, body: memoryview, like: State) -> tuple[dict[str, Scheme | None], memoryview]:
         """The same from a payload, and what follows."""
         plan = {name: self._scheme(tensor) for name, tensor in like.items()}
-        choices = self.scheme.choices
-        open_ones = [name for name in sorted(plan) if plan[name] is self.scheme and choices]
+        choices, open_ones = self.scheme.choices, self._open(like)
         if body.nbytes < len(open_ones) or any(choice >= len(choices) for choice in body[: len(open_ones)]):
             raise CodecError("the choices of schemes are missing, or are none")
         plan |= {name: choices[body[index]] for index, name in enumerate(open_ones)}
