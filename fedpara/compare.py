@@ -40,6 +40,7 @@ class Grid(Aim):
     methods: Mapping[str, Mapping[str, Any]]
     seeds: tuple[int, ...]
     common: Mapping[str, Any] = field(default_factory=dict)
+    until_target: bool = False  # end a run at its target; the baseline goes on to its last round
 
     def overrides(self, method: str, seed: int) -> dict[str, Any]:
         """What this method's recipe differs in; "source" is a note, not a key."""
@@ -69,6 +70,11 @@ def read_grid(path: Path) -> Grid:
     if not isinstance(seeds, list) or not seeds or not all(type(seed) is int for seed in seeds):
         raise ConfigError(f"seeds = {seeds!r} in {path} must be a list of whole numbers, for example [0, 1, 2]")
     recipe = table.pop("recipe")
+    until_target = table.pop("until_target", False)
+    if type(until_target) is not bool:
+        raise ConfigError(f"until-target = {until_target!r} in {path} must be true or false")
+    if len({_file_name(method) for method in methods}) < len(methods):
+        raise ConfigError(f"methods of {path} would share a folder: give them names that differ in letters or digits")
     aim = build(Aim, table, "")
     if aim.baseline is not None and aim.baseline not in methods:
         raise ConfigError(f"baseline = '{aim.baseline}' is none of the methods {', '.join(methods)}")
@@ -77,6 +83,7 @@ def read_grid(path: Path) -> Grid:
         methods={name: normalise(own) for name, own in methods.items()},
         seeds=tuple(seeds),
         common=common,
+        until_target=until_target,
         **vars(aim),
     )
 
@@ -85,16 +92,19 @@ def run_grid(grid: Grid, folder: Path, **overrides: Any) -> list[Entry]:
     """Every run of the grid: those that stand in the folder are read, unfinished ones resumed, the others run."""
     from . import simulate
 
-    entries = []
+    entries: list[Entry] = []
     for seed in grid.seeds:
-        for method in grid.methods:
+        for method in sorted(grid.methods, key=lambda method: method != grid.baseline):  # it says where others may end
             own = folder / f"{_file_name(method)}-seed{seed}"
             if not (own / "summary.json").is_file():
                 print(f"\n{method}, seed {seed}", flush=True)
                 started = (own / "recipe.toml").is_file()
-                simulate(grid.recipe, folder=own, resume=started, **{**grid.overrides(method, seed), **overrides})
+                chosen = {**grid.overrides(method, seed), **overrides}
+                if grid.until_target and method != grid.baseline:
+                    chosen["stop_at"] = grid.target if grid.target is not None else targets(entries, grid)[seed]
+                simulate(grid.recipe, folder=own, resume=started, **chosen)
             entries.append(Entry(method, seed, Run(own)))
-    return entries
+    return sorted(entries, key=lambda entry: (entry.seed, list(grid.methods).index(entry.method)))
 
 
 def entries_of(runs: Iterable[Run]) -> list[Entry]:
@@ -109,7 +119,7 @@ def targets(entries: Sequence[Entry], grid: Grid | None, target: float | None = 
     if fixed is None and grid is not None and grid.baseline is not None:
         for entry in entries:
             if entry.method == grid.baseline:
-                found[entry.seed] = _last(entry.run) - grid.within
+                found[entry.seed] = _last(entry.run) - entry.run.sign * grid.within
     return found
 
 
@@ -127,7 +137,8 @@ def rows(
 def _row(entry: Entry, aim: float | None, link: Link) -> dict[str, Any]:
     measure = entry.run.measure
     judged = [row for row in entry.run.rounds if row.get(measure) is not None]
-    reached = next((row for row in judged if aim is not None and row[measure] >= aim), None)
+    sign = entry.run.sign
+    reached = next((row for row in judged if aim is not None and sign * row[measure] >= sign * aim), None)
     until = reached["round"] if reached else entry.run.rounds[-1]["round"]
     sent = [row for row in entry.run.ledger.to_rows() if row["round"] <= until]
     ways = {way: sum(row["payload"] for row in sent if row["direction"] == way) for way in ("up", "down")}
@@ -137,7 +148,7 @@ def _row(entry: Entry, aim: float | None, link: Link) -> dict[str, Any]:
         "seed": entry.seed,
         "measure": measure,
         "last": judged[-1][measure],
-        "best": max(row[measure] for row in judged),
+        "best": sign * max(sign * row[measure] for row in judged),
         "target": aim,
         "rounds": until if whole else None,
         "up": ways["up"] if whole else None,
@@ -279,7 +290,8 @@ def _plots(entries: Sequence[Entry], found: Sequence[Mapping[str, Any]]) -> str:
             )
             for method in methods
         }
-        best = pareto(points)
+        sign = entries[0].run.sign
+        best = pareto({method: (cost, sign * value) for method, (cost, value) in points.items()})
         for index, (method, (x, y)) in enumerate(points.items()):
             axes.scatter(x, y, color=f"C{index % 10}", marker="o" if method in best else "x")
             axes.annotate(method, (x, y), fontsize=8, xytext=(4, 4), textcoords="offset points")

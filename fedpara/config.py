@@ -69,6 +69,7 @@ class Recipe:
     first_broadcast: str = setting("seed", "the first model goes as a seed or as weights", choices=("seed", "weights"))
     strategy: str = setting("fedavg", "how the server turns the mean update into the next model")
     evaluate_every: int = setting(1, "rounds between evaluations on the server's test data", low=1)
+    stop_at: float | None = setting(None, "end when the measure on the server's test data has come this far")
     deadline: float = setting(3600.0, "seconds that a round waits for replies", above=0)
     data_dir: str = setting("", "folder of the data sets; empty: $FEDPARA_DATA, then the cache")
     device: str = setting("cpu", "cpu, cuda, cuda:N or auto")
@@ -95,6 +96,7 @@ SERVER_ONLY = frozenset(
         "cohort",
         "strategy",
         "evaluate_every",
+        "stop_at",
         "deadline",
         "data_dir",
         "device",

@@ -60,6 +60,11 @@ class Run:
         """Name of the metric that the run is judged by."""
         return str(self.summary.get("measure", "accuracy"))
 
+    @property
+    def sign(self) -> int:
+        """1 where more of the measure is better, -1 where less is."""
+        return 1 if self.summary.get("higher_is_better", True) else -1
+
     def model(self) -> nn.Module:
         """The trained network with plain layers, in evaluation mode.
 

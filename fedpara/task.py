@@ -94,6 +94,10 @@ class Task(ABC):
         self.data_dir = data_dir
         self.seed = seed
 
+    def reached(self, value: float, goal: float) -> bool:
+        """Whether a value of :attr:`measure` is as good as ``goal``."""
+        return value >= goal if self.higher_is_better else value <= goal
+
     @abstractmethod
     def model(self) -> nn.Module:
         """The dense network, freshly initialised from torch's global generator."""

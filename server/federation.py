@@ -87,16 +87,22 @@ class Federation:
     def run(self) -> Run:
         """Every round that is left, then the merged model and the summary."""
         self.observer.started(self.recipe, self.task, self._facts(), self.writer.rows)
-        first = len(self.writer.rows) + 1
-        if first <= self.recipe.rounds:
+        if not self._done():
             roster = call_the_roll(self.grid, self.recipe.clients, self.recipe.cohort)
-            for round in range(first, self.recipe.rounds + 1):
-                self._round(round, roster)
+            while not self._done():
+                self._round(len(self.writer.rows) + 1, roster)
         summary = self._summary()
         self.evaluator(self.model)  # loads the final state into the network that is merged
         self.writer.finish(summary, merge_(self.evaluator.model))
         self.observer.finished(summary, self.writer.folder)
         return Run(self.writer.folder)
+
+    def _done(self) -> bool:
+        """Whether every round is done, or the measure has come as far as it is wanted."""
+        rows, goal = self.writer.rows, self.recipe.stop_at
+        found = rows[-1].get(self.task.measure) if rows else None
+        reached = goal is not None and found is not None and self.task.reached(found, goal)
+        return reached or len(rows) >= self.recipe.rounds
 
     def _round(self, round: int, roster: Mapping[str, int]) -> None:
         started = time.perf_counter()
@@ -208,6 +214,7 @@ class Federation:
         return {
             "recipe": self.recipe.name,
             "measure": self.task.measure,
+            "higher_is_better": self.task.higher_is_better,
             "value": last.get(self.task.measure),
             "client_value": rows[-1].get(f"client_{self.task.measure}") if rows else None,
             "rounds": len(rows),

@@ -44,6 +44,11 @@ LAYERS = [
     (512, 512, 34),
 ]
 
+SMALL_LAYERS = [
+    *((nn.Linear(side, side), rank, (64, side)) for side, rank in ((64, 8), (128, 12), (256, 18), (512, 26))),
+    *((nn.Conv2d(side, side, 3), rank, (32, side, 10, 10)) for side, rank in ((32, 6), (64, 10), (128, 18), (256, 30))),
+]
+
 Factors = tuple[Tensor, ...]  # X1, Y1, X2, Y2, T1, T2 as the library stores them
 Step = Callable[[], None]
 
@@ -322,6 +327,32 @@ def without_weight_table(turns: int, clock: Callable[[], float]) -> str:
     return "\n".join(lines)
 
 
+def small_table(turns: int, clock: Callable[[], float]) -> str:
+    """Markdown: small layers with torch's own graph, and the library's own way, around `compose.SMALL`."""
+    lines = ["| layer | rank | numbers | torch's graph | own way | chosen |", "|---|---|---|---|---|---|"]
+    chosen = compose.SMALL
+    for dense, rank, batch in SMALL_LAYERS:
+        problem = Problem("", lambda dense=dense: copy.deepcopy(dense), of_rank(rank), batch)
+        steps = {"dense": problem.step(problem.dense())}
+        for name, bound in (("graph", dense.weight.numel()), ("own", 0)):
+            steps[name] = with_bound(problem.step(parametrize_(problem.dense(), problem.config)), bound)
+        seconds = times(steps, turns, clock)
+        compose.SMALL = chosen
+        base, graph, own = (statistics.median(found) for found in seconds.values())
+        way = "torch's graph" if dense.weight.numel() <= chosen else "own way"
+        cells = dense, rank, dense.weight.numel(), f"{graph / base:.2f}", f"{own / base:.2f}", way
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
+
+
+def with_bound(step: Step, bound: int) -> Step:
+    def bounded() -> None:
+        compose.SMALL = bound
+        step()
+
+    return bounded
+
+
 def layer_step(function: Callable[..., Tensor], *leaves: Tensor) -> Step:
     upstream = torch.randn_like(function(*leaves))
 
@@ -341,11 +372,14 @@ def main() -> None:
     )
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out (it needs a C++ compiler)")
     parser.add_argument("--without-weight", action="store_true", help="measure where a linear layer goes without W")
+    parser.add_argument("--small", action="store_true", help="measure where torch's own graph is faster")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     print(f"torch {torch.__version__}, {options.threads} threads, {options.clock} clock, {options.turns} turns\n")
     if options.without_weight:
         return print(without_weight_table(options.turns, CLOCKS[options.clock]))
+    if options.small:
+        return print(small_table(options.turns, CLOCKS[options.clock]))
     compiled = not options.no_compile and any(map(shutil.which, ("c++", "g++", "clang++")))
     if not compiled:
         print("torch.compile is left out\n")

@@ -75,6 +75,20 @@ def test_bytes_to_the_target_are_those_of_the_rounds_until_it_is_reached(grid_fi
     assert "| dense |" in markdown(whole, "dense")
 
 
+def test_a_run_may_end_where_its_target_is_reached(grid_file, tmp_path):
+    grid_file.write_text(tomli_w.dumps(GRID | {"seeds": [1], "within": 0.25, "until-target": True}))
+    grid = read_grid(grid_file)
+    dense, few = run_grid(grid, tmp_path / "out", observer=Silent())
+    goal = targets([dense], grid)[1]
+    assert len(dense.run.rounds) == 4
+    assert few.run.recipe.stop_at == goal
+    found = [row["accuracy"] for row in few.run.rounds]
+    assert len(found) < 4
+    assert found[-1] >= goal > max([0.0, *found[:-1]])
+    again = run_grid(grid, tmp_path / "out", observer=Silent())
+    assert [entry.run.rounds for entry in again] == [dense.run.rounds, few.run.rounds]
+
+
 def test_runs_are_compared_as_they_are(tmp_path, monkeypatch, capsys):
     for seed in (0, 1):
         fp.simulate(read_recipe(SMALL, {"seed": seed}), folder=tmp_path / f"small-seed{seed}", observer=Silent())
@@ -99,6 +113,8 @@ def test_the_pareto_front_holds_what_nothing_beats():
         ({"methods": {}}, ["no grid", "[methods.NAME]"]),
         ({"baseline": "dens"}, ["'dens'", "dense"]),
         ({"seeds": "all"}, ["seeds = 'all'"]),
+        ({"until-target": "yes"}, ["until-target = 'yes'", "true or false"]),
+        ({"methods": {"a b": {}, "a/b": {}}, "baseline": "a b"}, ["share a folder"]),
         ({"withing": 0.1}, ["withing", "within"]),
         ({"common": {"rouds": 3}}, ["rouds", "rounds"]),
     ],

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 import fedpara as fp
 from fedpara.config import read_recipe
 from fedpara.errors import ConfigError
+from fedpara.task import load_task
 from fedpara.wire import pack_seed
 from tests.conftest import SMALL, Silent
 
@@ -45,6 +46,19 @@ def test_a_federation_learns_and_writes_its_folder(tmp_path):
     model = result.model()
     assert not any("parametrizations" in name for name in model.state_dict())
     assert model(images).shape == (2, 10)
+
+
+@pytest.mark.parametrize(("measure", "goal"), [("accuracy", 0.5), ("loss", 1.2)])
+def test_a_run_ends_where_its_goal_is_reached(measure, goal, tmp_path, monkeypatch):
+    task = load_task("classification")
+    monkeypatch.setattr(task, "measure", measure)
+    monkeypatch.setattr(task, "higher_is_better", measure == "accuracy")
+    result = run(tmp_path / "run", rounds=30, cohort=4, lr=0.3, clip=2.0, stop_at=goal)
+    sign = 1 if measure == "accuracy" else -1
+    found = [sign * row[measure] for row in result.rounds]
+    assert 1 < len(found) < 30
+    assert found[-1] >= sign * goal > max(found[:-1])
+    assert fp.simulate(result.folder, resume=True, observer=Silent()).rounds == result.rounds
 
 
 def test_the_ledger_holds_what_the_rows_say_and_the_first_broadcast_is_a_seed(tmp_path):
