@@ -8,15 +8,20 @@ from flwr.clientapp import ClientApp
 from torch import Tensor
 
 import fedpara
+from fedpara.checkpoint import part
 from fedpara.errors import DataError
 from fedpara.seeds import generator_for
+from fedpara.sharing import trained_parameters
 from fedpara.task import Examples, Metrics
-from fedpara.wire import ARRAYS, CONFIG, EVALUATION, EXAMPLES, METRICS, ROUND, SETTINGS
+from fedpara.wire import ARRAYS, CONFIG, CONTROL, EVALUATION, EXAMPLES, METRICS, ROUND, SETTINGS
 
 from .codec_mod import codec_mod
+from .methods import build_method
 from .runtime import Runtime, client_name, runtime_for, state_folder
 from .state import ClientState
 from .training import train as train_locally
+
+METHOD = "method/"  # prefix of what a federated optimiser keeps, beside the tensors that stay here
 
 app = ClientApp(mods=[codec_mod])
 
@@ -27,26 +32,34 @@ def train(message: Message, context: Context) -> Message:
     runtime, client = _who(message, context)
     round = int(message.content.config_records[CONFIG][ROUND])  # type: ignore[arg-type]
     kept = ClientState(state_folder(context), client)
-    _set_model(runtime, message, kept.load(round))
+    before = kept.load(round) or {}
+    _set_model(runtime, message, before)
     data = runtime.data(client)
     metrics = _judge(runtime, data.held_out)
     generator = generator_for(runtime.recipe.seed, "train", round, client)
+    method = build_method(
+        runtime.recipe, trained_parameters(runtime.model), part(before, METHOD), _arrays(message, CONTROL)
+    )
     result = train_locally(
         runtime.task,
         runtime.model,
         data,
         runtime.recipe.training,
+        method,
         round=round,
         generator=generator,
         device=runtime.device,
     )
     state = runtime.model.state_dict()
-    if runtime.local:
-        kept.save(round, {name: state[name].cpu().clone() for name in runtime.local})
-    content = {
+    own = {name: state[name] for name in runtime.local} | {METHOD + name: own for name, own in method.kept.items()}
+    if own:
+        kept.save(round, {name: tensor.cpu().clone() for name, tensor in own.items()})
+    content: dict[str, ArrayRecord | MetricRecord] = {
         ARRAYS: ArrayRecord({name: state[name] for name in runtime.shared}),
         METRICS: MetricRecord({EXAMPLES: result.examples, **result.values, **metrics}),
     }
+    if method.sent:
+        content[CONTROL] = ArrayRecord(method.sent)
     return Message(RecordDict(content), reply_to=message)
 
 
@@ -76,9 +89,16 @@ def _who(message: Message, context: Context) -> tuple[Runtime, str]:
     return runtime, client_name(runtime, context)
 
 
-def _set_model(runtime: Runtime, message: Message, local: dict[str, Tensor] | None) -> None:
-    record = message.content.array_records[ARRAYS]
-    runtime.restore(local, {name: torch.from_numpy(array.numpy()) for name, array in record.items()})
+def _set_model(runtime: Runtime, message: Message, kept: dict[str, Tensor] | None) -> None:
+    runtime.restore(
+        {name: own for name, own in (kept or {}).items() if name in runtime.local}, _arrays(message, ARRAYS)
+    )
+
+
+def _arrays(message: Message, record: str) -> dict[str, Tensor]:
+    """A record's tensors; none where the message has no such record."""
+    arrays = message.content.array_records.get(record, {})
+    return {name: torch.from_numpy(array.numpy()) for name, array in arrays.items()}
 
 
 def _judge(runtime: Runtime, held_out: Examples | None) -> dict[str, float]:

@@ -14,7 +14,7 @@ from fedpara.checkpoint import part
 from fedpara.codec import Codec, codec, encode_with_feedback
 from fedpara.errors import CodecError, FedparaError
 from fedpara.seeds import generator_for
-from fedpara.wire import ARRAYS, NOT_HELD, PACKED, SEED, SETTINGS, check_seed
+from fedpara.wire import ARRAYS, CONTROL, NOT_HELD, PACKED, SEED, SETTINGS, check_seed
 
 from .runtime import Runtime, client_name, runtime_for, state_folder
 from .state import ClientState
@@ -72,6 +72,9 @@ class _Link:
                 f"a broadcast of type '{array.stype}', expected {SEED} or {PACKED}: do the versions match?"
             )
         content[ARRAYS] = ArrayRecord(state)
+        if CONTROL in content.array_records:
+            array = next(iter(content.array_records[CONTROL].values()))
+            content[CONTROL] = ArrayRecord(codec(downlink).decode(array.data, self.runtime.trained))
         return state
 
     def _unpack(self, blob: bytes, downlink: Codec) -> dict[str, Tensor]:
@@ -88,20 +91,35 @@ class _Link:
 
         Rounding draws from a generator of this client and round, so that a repeated round sends the same bytes.
         """
-        record = reply.content.array_records[ARRAYS]
-        trained = {name: torch.from_numpy(array.numpy()) for name, array in record.items()}
-        rounding = generator_for(self.runtime.recipe.seed, "uplink", str(self.round), self.client)
-        uplink, owed = self.runtime.uplink, {}
-        if uplink.feedback:
-            before = part(self.kept.load(self.round) or {}, OWED)
-            blob, owed = encode_with_feedback(uplink, trained, reference=received, residual=before, generator=rounding)
-        else:
-            blob = uplink.encode(trained, reference=received, generator=rounding)
+        before = self.kept.load(self.round) or {} if self.runtime.uplink.feedback else {}
+        blob, owed = self._pack(reply, ARRAYS, received, part(before, OWED[ARRAYS]))
         held = received if self.runtime.recipe.differences else {}
-        if held or owed:
-            tensors = {HELD + name: tensor for name, tensor in held.items()}
-            self.kept.save(self.round, tensors | {OWED + name: tensor for name, tensor in owed.items()})
-        reply.content[ARRAYS] = ArrayRecord({"model": Array("uint8", (len(blob),), PACKED, blob)})
+        keep = {HELD + name: tensor for name, tensor in held.items()}
+        keep |= {OWED[ARRAYS] + name: tensor for name, tensor in owed.items()}
+        reply.content[ARRAYS] = packed_record(blob)
+        if CONTROL in reply.content.array_records:
+            blob, owed = self._pack(reply, CONTROL, None, part(before, OWED[CONTROL]))
+            keep |= {OWED[CONTROL] + name: tensor for name, tensor in owed.items()}
+            reply.content[CONTROL] = packed_record(blob)
+        if keep:
+            self.kept.save(self.round, keep)
+
+    def _pack(
+        self, reply: Message, record: str, reference: dict[str, Tensor] | None, owed: dict[str, Tensor]
+    ) -> tuple[bytes, dict[str, Tensor]]:
+        """One of the reply's records as a payload, and what that loses where the codec has feedback."""
+        tensors = {name: torch.from_numpy(array.numpy()) for name, array in reply.content.array_records[record].items()}
+        purpose = ("uplink", str(self.round), self.client, *([record] if record != ARRAYS else []))
+        rounding = generator_for(self.runtime.recipe.seed, *purpose)
+        uplink = self.runtime.uplink
+        if uplink.feedback:
+            return encode_with_feedback(uplink, tensors, reference=reference, residual=owed, generator=rounding)
+        return uplink.encode(tensors, reference=reference, generator=rounding), {}
 
 
-HELD, OWED = "held/", "owed/"
+def packed_record(blob: bytes) -> ArrayRecord:
+    """A payload as the one array of a record."""
+    return ArrayRecord({"model": Array("uint8", (len(blob),), PACKED, blob)})
+
+
+HELD, OWED = "held/", {ARRAYS: "owed/", CONTROL: "owed-control/"}

@@ -15,7 +15,7 @@ from fedpara.codec import codec
 from fedpara.config import Recipe, read_recipe
 from fedpara.device import find_device
 from fedpara.errors import ConfigError
-from fedpara.sharing import load_shared_, local_names, shared_names
+from fedpara.sharing import load_shared_, local_names, shared_names, trained_parameters
 from fedpara.task import ClientData, build_model, build_task
 
 
@@ -31,6 +31,7 @@ class Runtime:
         self.initial = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
         self.shared = {name: self.initial[name] for name in shared_names(self.model)}
         self.local = local_names(self.model)
+        self.trained = {name: self.initial[name] for name in trained_parameters(self.model)}
         self.uplink = codec(self.recipe.uplink)
         self.model.to(self.device)
 

@@ -9,12 +9,15 @@ from fedpara.config import Training
 from fedpara.errors import DataError
 from fedpara.task import ClientData, Metrics, Task
 
+from .methods import Method
+
 
 def train(
     task: Task,
     model: nn.Module,
     data: ClientData,
     training: Training,
+    method: Method,
     *,
     round: int,
     generator: torch.Generator,
@@ -36,8 +39,9 @@ def train(
         for _ in range(training.epochs):
             for indices in batches(count, training.batch_size, generator):
                 batch = tuple(part.to(device) for part in task.prepare(data.train.batch(indices), generator))
-                total += step(task, model, optimizer, batch, training.clip)
+                total += step(task, model, optimizer, batch, method, clip=training.clip)
                 steps += 1
+    method.finish(optimizer)
     return Metrics(count, {"loss": float(total) / steps})
 
 
@@ -50,7 +54,13 @@ def batches(count: int, size: int, generator: torch.Generator) -> list[torch.Ten
 
 
 def step(
-    task: Task, model: nn.Module, optimizer: torch.optim.Optimizer, batch: tuple[torch.Tensor, ...], clip: float
+    task: Task,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: tuple[torch.Tensor, ...],
+    method: Method,
+    *,
+    clip: float,
 ) -> torch.Tensor:
     """One optimiser step; the batch's loss, left on its device."""
     optimizer.zero_grad(set_to_none=True)
@@ -58,5 +68,6 @@ def step(
     loss.backward()  # type: ignore[no-untyped-call]
     if clip:
         nn.utils.clip_grad_norm_(model.parameters(), clip)
+    method.correct()
     optimizer.step()
     return loss.detach()

@@ -29,9 +29,14 @@ def setting(
     high: float | None = None,
     above: float | None = None,
     choices: Iterable[str] | None = None,
+    of: Iterable[str] = (),
 ) -> Any:
-    """A dataclass field with its description and its allowed range: ``low <= value <= high``, ``value > above``."""
+    """A dataclass field with its description and its allowed range: ``low <= value <= high``, ``value > above``.
+
+    ``of`` names the strategies that it belongs to, where it does not belong to all.
+    """
     metadata = {"help": help, "low": low, "high": high, "above": above, "choices": tuple(choices) if choices else None}
+    metadata["of"] = tuple(of)
     return field(default=default, metadata=metadata)
 
 
@@ -46,6 +51,27 @@ class Training:
     momentum: float = setting(0.0, "momentum of SGD, started afresh every round", low=0, high=1)
     weight_decay: float = setting(0.0, "weight decay of SGD", low=0)
     clip: float = setting(0.0, "largest gradient norm; 0: no clipping", low=0)
+
+
+_ADAPTIVE = ("fedadam", "fedyogi", "fedadagrad")
+
+
+@dataclass(frozen=True)
+class Optimiser:
+    """The federated optimiser's own numbers. The defaults are those of the FedPara paper's Table 3, else published."""
+
+    mu: float = setting(0.1, "FedProx: weight of the proximal term", low=0, of=["fedprox"])
+    alpha: float = setting(0.1, "FedDyn: weight of the dynamic regulariser", above=0, of=["feddyn"])
+    server_lr: float | None = setting(
+        None,
+        "the server's learning rate; 0.01 for adaptive methods, else 1",
+        above=0,
+        of=["fedavgm", "scaffold", *_ADAPTIVE],
+    )
+    server_momentum: float = setting(0.9, "FedAvgM: momentum of the server", low=0, high=1, of=["fedavgm"])
+    beta1: float = setting(0.9, "adaptive methods: decay of the mean update", low=0, high=1, of=_ADAPTIVE)
+    beta2: float = setting(0.99, "FedAdam, FedYogi: decay of its square", low=0, high=1, of=_ADAPTIVE[:2])
+    tau: float = setting(10**-1.5, "adaptive methods: added to the square's root", above=0, of=_ADAPTIVE)
 
 
 @dataclass(frozen=True)
@@ -67,7 +93,9 @@ class Recipe:
     downlink: str = setting("fp32", "codec of what the server sends")
     differences: bool = setting(True, "send a client the difference to what it is known to hold, where that is smaller")
     first_broadcast: str = setting("seed", "the first model goes as a seed or as weights", choices=("seed", "weights"))
-    strategy: str = setting("fedavg", "how the server turns the mean update into the next model")
+    strategy: str = setting(
+        "fedavg", "the federated optimiser: fedavg, fedavgm, fedprox, scaffold, feddyn, fedadam, fedyogi, fedadagrad"
+    )
     evaluate_every: int = setting(1, "rounds between evaluations on the server's test data", low=1)
     stop_at: float | None = setting(None, "end when the measure on the server's test data has come this far")
     deadline: float = setting(3600.0, "seconds that a round waits for replies", above=0)
@@ -76,6 +104,7 @@ class Recipe:
     threads: int = setting(1, "threads a client computes with; one gives the same bits in every runtime", low=1)
     workers: int = setting(0, "processes that train clients in a simulation; 0: one a core", low=0)
     training: Training = field(default_factory=Training)
+    optimiser: Optimiser = field(default_factory=Optimiser)
     options: Mapping[str, Any] = field(default_factory=dict)  # the task's own table, checked by the task
 
     def __post_init__(self) -> None:
@@ -85,6 +114,13 @@ class Recipe:
             raise ConfigError(
                 f"cohort = {self.cohort} is larger than clients = {self.clients}: lower cohort or raise clients"
             )
+        for item in dataclasses.fields(self.optimiser):
+            users = item.metadata["of"]
+            if getattr(self.optimiser, item.name) != item.default and self.strategy not in users:
+                raise ConfigError(
+                    f"{item.name} is for strategy = {' or '.join(users)}, and the recipe has '{self.strategy}': "
+                    f"leave {item.name} out, or change the strategy"
+                )
 
 
 # What a client does not need to know, or must find out on its own machine.
@@ -94,7 +130,6 @@ SERVER_ONLY = frozenset(
         "description",
         "rounds",
         "cohort",
-        "strategy",
         "evaluate_every",
         "stop_at",
         "deadline",
@@ -238,7 +273,11 @@ def _options_type(task_name: str) -> type[Any]:
 
 def _override(table: dict[str, Any], key: str, value: Any, task_name: str, options_type: type[Any]) -> None:
     """Set one value in the table, found by its path or by its name if only one section has it."""
-    section_types: dict[str, type[Any]] = {"training": Training, task_table(task_name): options_type}
+    section_types: dict[str, type[Any]] = {
+        "optimiser": Optimiser,
+        "training": Training,
+        task_table(task_name): options_type,
+    }
     if isinstance(value, Mapping):
         for inner, item in value.items():
             _override(table, f"{key}.{inner}", item, task_name, options_type)
@@ -291,8 +330,8 @@ def client_settings(recipe: Recipe) -> str:
         for key, value in table.items()
         if key not in SERVER_ONLY and value != default[key] and key != "options"
     }
-    if "training" in chosen:
-        chosen["training"] = _difference(table["training"], default["training"])
+    for section in {"training", "optimiser"} & chosen.keys():
+        chosen[section] = _difference(table[section], default[section])
     if options := _difference(table["options"], options_default):
         chosen[task_table(recipe.task)] = options
     return json.dumps(_without_none(chosen), separators=(",", ":"), sort_keys=True)

@@ -40,6 +40,18 @@ def shared_state(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach() for name, tensor in _shared(model).items()}
 
 
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The model's own parameters that are both sent and trained, under the names they are sent by.
+
+    Federated optimisers act on these; buffers such as batch norm's statistics are averaged and nothing else.
+    """
+    return {
+        name: tensor
+        for name, tensor in _shared(model).items()
+        if isinstance(tensor, nn.Parameter) and tensor.requires_grad and tensor.is_floating_point()
+    }
+
+
 def load_shared_(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
     """Copy a shared_state into the model's own tensors, in place; local tensors are left as they are.
 

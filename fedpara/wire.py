@@ -13,6 +13,7 @@ from .codec import schema_hash
 from .errors import CodecError
 
 ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"  # the record names that Flower's own strategies use
+CONTROL = "control"  # what a method sends beside the weights, such as SCAFFOLD's control variates
 SETTINGS = "fedpara"  # the record that travels with every message of ours
 PACKED, SEED = "fedpara.packed", "fedpara.seed"  # serialisation types of the one Array that carries a model
 EXAMPLES = "num-examples"  # weight of a reply, the key that Flower's strategies look for

@@ -14,7 +14,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from fedpara.aggregate import StreamingMean
+from fedpara.aggregate import StreamingMean, check_update
 from fedpara.checkpoint import Checkpoint
 from fedpara.codec import codec
 from fedpara.config import Recipe
@@ -23,15 +23,15 @@ from fedpara.errors import FedparaError
 from fedpara.parametrize import merge_
 from fedpara.run import Row, Run, RunWriter
 from fedpara.seeds import derive
-from fedpara.sharing import shared_state
+from fedpara.sharing import shared_state, trained_parameters
 from fedpara.task import Metrics, Task, build_model, build_task
-from fedpara.wire import ARRAYS, CONFIG, EVALUATION, EXAMPLES, RETRY, ROUND
+from fedpara.wire import ARRAYS, CONFIG, CONTROL, EVALUATION, EXAMPLES, RETRY, ROUND
 
 from .evaluation import Evaluator
-from .grid import CodedGrid, NotHeldError
+from .grid import CodedGrid, NotHeldError, Update
 from .memory import ClientMemory
 from .roster import call_the_roll
-from .strategies import build_strategy
+from .strategies import CohortMean, build_strategy
 
 State = dict[str, Tensor]
 log = logging.getLogger("fedpara")
@@ -56,6 +56,7 @@ class _Round:
     """What one round brought in."""
 
     mean: StreamingMean
+    control: StreamingMean
     trained: list[Metrics] = field(default_factory=list)
     judged: list[Metrics] = field(default_factory=list)
     dropped: list[dict[str, str]] = field(default_factory=list)
@@ -68,13 +69,14 @@ class Federation:
     def __init__(self, grid: Grid, recipe: Recipe, folder: Path, observer: Observer, *, resume: bool = False) -> None:
         self.recipe = recipe
         self.task = build_task(recipe)
-        self.strategy = build_strategy(recipe)
         self.evaluator = Evaluator(recipe, self.task, find_device(recipe.device))
         self.initial = {name: self.evaluator.initial[name] for name in shared_state(self.evaluator.model)}
+        trained = {name: self.initial[name] for name in trained_parameters(self.evaluator.model)}
+        self.strategy = build_strategy(recipe, trained)
         dense = build_model(recipe, self.task, parametrization="none").state_dict()
         self.dense_payload = codec("fp32").size(dense)
         self.observer = observer
-        self.grid = CodedGrid(grid, recipe, self.initial)
+        self.grid = CodedGrid(grid, recipe, self.initial, control=trained)
         self.writer = RunWriter(folder, recipe, resume=resume)  # after all that can be wrong with the recipe
         self.grid.ledger = self.writer.ledger
         self.grid.memory = ClientMemory(folder / "held")
@@ -114,7 +116,9 @@ class Federation:
         if result.lacking:  # what these held is lost: all of the model, once more
             self._collect(self._ask(round, result.lacking, roster, again=True), result.lacking, result)
         if result.mean.count:
-            self.model = self.strategy.step(self.model, result.mean.result())
+            control = result.control.result() if result.control.count else {}
+            mean = CohortMean(result.mean.result(), result.mean.count, len(roster), control)
+            self.model = self.strategy.step(self.model, mean)
         else:
             log.warning("round %d: no usable reply, the model stays as it was", round)
         aggregated_at = time.perf_counter()
@@ -135,6 +139,8 @@ class Federation:
         """Send the model to these clients: message id -> client."""
         config = ConfigRecord({ROUND: round, RETRY: 1} if again else {ROUND: round})
         content = RecordDict({ARRAYS: ArrayRecord(self.model), CONFIG: config})
+        if control := self.strategy.broadcast():
+            content[CONTROL] = ArrayRecord(control)
         ttl = self.recipe.deadline + 60.0  # Flower discards a reply older than this
         messages = [Message(content, roster[name], MessageType.TRAIN, ttl=ttl, group_id=str(round)) for name in cohort]
         ids = self.grid.push_messages(messages)
@@ -143,14 +149,14 @@ class Federation:
     def _collect(self, asked: Mapping[str, str], cohort: list[str], result: _Round | None = None) -> _Round:
         """Add every good reply to the mean; name and count the others."""
         again = result is not None
-        result = result or _Round(StreamingMean(self.initial))
+        result = result or _Round(StreamingMean(self.initial), StreamingMean(self.strategy.trained))
         answered = set()
         for reply in self.grid.replies(asked, self.recipe.deadline):
             client = asked.get(reply.metadata.reply_to_message_id, "unknown")
             answered.add(client)
             try:
                 update = self.grid.open(reply)
-                result.mean.add(update.state, update.examples)
+                self._add(result, update)
             except FedparaError as error:
                 if isinstance(error, NotHeldError) and not again:
                     result.lacking.append(client)
@@ -171,6 +177,15 @@ class Federation:
                 log.warning("%s dropped: %s", client, reason)
         return result
 
+    def _add(self, result: _Round, update: Update) -> None:
+        """Take one checked update into the round's means. Raises UpdateError where it must not be."""
+        weight = min(update.examples, 1) if self.strategy.uniform else update.examples
+        if self.strategy.sends_control:
+            check_update(update.control, self.strategy.trained)
+        result.mean.add(update.state, weight)
+        if self.strategy.sends_control:
+            result.control.add(update.control, weight)
+
     def _evaluate(self, round: int) -> Metrics:
         due = round % self.recipe.evaluate_every == 0 or round == self.recipe.rounds
         return self.evaluator(self.model) if due else Metrics(0, {})
@@ -185,7 +200,7 @@ class Federation:
             for direction in ("up", "down")
             for unit, suffix in (("payload", ""), ("message", "_message"))
         }
-        dense = sum(self.dense_payload if entry["purpose"] == "weights" else entry["payload"] for entry in rows)
+        dense = sum(self._of_dense_twin(entry) for entry in rows)
         return {
             "round": round,
             **evaluated.values,
@@ -198,6 +213,11 @@ class Federation:
             "total": before["total"] + sums["up"] + sums["down"],
             "dense_total": before["dense_total"] + dense,
         }
+
+    def _of_dense_twin(self, entry: Row) -> int:
+        """What the same transfer takes without factors and in float32."""
+        purpose, model = entry["purpose"], self.dense_payload
+        return {"weights": model, "control": model, "scales": 0}.get(purpose, entry["payload"])
 
     def _facts(self) -> dict[str, Any]:
         """Sizes that do not change from round to round."""

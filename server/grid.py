@@ -4,33 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
-from flwr.app.message.message import remove_content_from_message
-from flwr.common.serde import message_to_proto
-from flwr.proto.fleet_pb2 import PullMessagesResponse
 from flwr.serverapp import Grid
-from flwr.supercore.inflatable.inflatable_object import (
-    get_all_nested_objects,
-    get_object_tree,
-    no_object_id_recompute,
-)
 from torch import Tensor
 
 from fedpara.app import code_hash
 from fedpara.codec import codec
 from fedpara.config import Recipe, client_settings
 from fedpara.errors import FedparaError, UpdateError
-from fedpara.ledger import Ledger
+from fedpara.ledger import Direction, Ledger
 from fedpara.seeds import generator_for
 from fedpara.wire import (
     ARRAYS,
     CONFIG,
-    EVALUATION,
-    EXAMPLES,
-    METRICS,
+    CONTROL,
     NOT_HELD,
     PACKED,
     RETRY,
@@ -41,6 +31,7 @@ from fedpara.wire import (
 )
 
 from .memory import ClientMemory
+from .messages import Sizes, metrics, one_line, packed
 
 State = dict[str, Tensor]
 DROPPED = 1001  # error code of a reply that was refused on arrival
@@ -54,10 +45,21 @@ class Broadcast:
     lost: State  # what the codec rounded away of the server's own model
     blob: bytes
     purpose: str  # "weights", "seed" or "retry"
+    control: bytes = b""  # what the strategy sends beside the model
 
     def record(self) -> ArrayRecord:
-        stype = SEED if self.purpose == "seed" else PACKED
-        return ArrayRecord({"model": Array("uint8", (len(self.blob),), stype, self.blob)})
+        return packed_record(self.blob, SEED if self.purpose == "seed" else PACKED)
+
+
+@dataclass(frozen=True)
+class _Content:
+    """What a strategy sends to many: worked on once, then once more for each model that clients hold."""
+
+    plain: RecordDict
+    round: int
+    state: State
+    control: bytes
+    retry: bool
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class Update:
     state: State
     examples: int
     metrics: Mapping[str, float]
+    control: State = field(default_factory=dict)  # what the method sends beside the weights
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,7 @@ class CodedGrid(Grid):
         inner: the Grid that delivers.
         recipe: codecs, seed and what clients must know.
         initial: the shared tensors as they come out of the recipe's seed; the schema of every payload.
+        control: the schema of what a method sends beside the weights, if it does.
         ledger: receives every message sent and received, dropped ones too.
         memory: what clients are known to hold; a new one by default.
     """
@@ -95,10 +99,13 @@ class CodedGrid(Grid):
         initial: State,
         ledger: Ledger | None = None,
         memory: ClientMemory | None = None,
+        *,
+        control: State | None = None,
     ) -> None:
         self.inner = inner
         self.recipe = recipe
         self.initial = initial
+        self.control = control or {}
         self.ledger = Ledger() if ledger is None else ledger
         self.memory = ClientMemory() if memory is None else memory
         self.names: dict[int, str] = {}  # node id -> client, once the roll was called
@@ -136,49 +143,85 @@ class CodedGrid(Grid):
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Encode, count and send. A content that messages share is encoded once for all clients that hold the same."""
-        coded: dict[tuple[int, str | None], tuple[RecordDict, RecordDict, int, Broadcast | None]] = {}
+        contents: dict[int, _Content] = {}
+        coded: dict[tuple[int, str | None], tuple[RecordDict, Broadcast | None]] = {}
         outgoing = list(messages)
-        sizes = []
+        sent = []
         for message in outgoing:
             plain, client = message.content, self.client(message.metadata.dst_node_id)
+            content = contents[id(plain)] = contents.get(id(plain)) or self._content(plain)
             place = id(plain), self.memory.key(client)
-            if place not in coded:  # the plain content is kept with it, so that its id cannot be given again
-                coded[place] = (plain, *self._pack(plain, client))
-            _, packed, round, broadcast = coded[place]
-            message.content = packed
-            sizes.append((message, round, broadcast))
+            if place not in coded:
+                coded[place] = self._pack(content, client)
+            message.content, broadcast = coded[place]
+            sent.append((message, _Sent(content.round, client, broadcast)))
         ids = list(self.inner.push_messages(outgoing))
-        measured = _Sizes()
-        for (message, round, broadcast), message_id in zip(sizes, ids, strict=False):
-            if message_id is None:  # Flower's answer for a message it could not take
-                continue
-            client = self.client(message.metadata.dst_node_id)
-            self._sent[message_id] = _Sent(round, client, broadcast)
-            self.ledger.record(
-                round=round,
-                client=client,
-                direction="down",
-                purpose=broadcast.purpose if broadcast else "roll-call",
-                payload=len(broadcast.blob) if broadcast else 0,
-                message=measured.of(message),
-            )
+        sizes = Sizes()
+        for (message, note), message_id in zip(sent, ids, strict=False):
+            if message_id is not None:  # Flower's answer for a message it could not take
+                self._sent[message_id] = note
+                self._count_down(note, sizes.of(message))
         return ids
 
-    def _pack(self, plain: RecordDict, client: str) -> tuple[RecordDict, int, Broadcast | None]:
-        """A message's content with its arrays packed, the round it belongs to, and the broadcast inside."""
-        config = plain.config_records.get(CONFIG)
-        round = int(config[ROUND]) if config and ROUND in config else 0  # type: ignore[arg-type]
-        packed = RecordDict({name: record for name, record in plain.items() if name != ARRAYS})
-        settings = {"recipe": self._settings, "downlink": self.recipe.downlink, "key": str(round)}
+    def _content(self, plain: RecordDict) -> _Content:
+        config = plain.config_records.get(CONFIG, ConfigRecord())
+        round = int(config.get(ROUND, 0))  # type: ignore[arg-type]
+        state, control = (
+            _tensors(plain.array_records[name], like) if name in plain.array_records else {}
+            for name, like in ((ARRAYS, self.initial), (CONTROL, self.control))
+        )
+        generator = generator_for(self.recipe.seed, "control", round)
+        coded = self._downlink.encode(control, generator=generator) if control else b""
+        return _Content(plain, round, state, coded, RETRY in config)
+
+    def _pack(self, content: _Content, client: str) -> tuple[RecordDict, Broadcast | None]:
+        """A message's content with its arrays packed, and the broadcast inside."""
+        records = {name: record for name, record in content.plain.items() if name not in (ARRAYS, CONTROL)}
+        packed = RecordDict(records)
+        settings = {"recipe": self._settings, "downlink": self.recipe.downlink, "key": str(content.round)}
         packed[SETTINGS] = ConfigRecord(settings)
-        if ARRAYS not in plain.array_records:
-            return packed, round, None
-        record = plain.array_records[ARRAYS]
-        broadcast = self.encode(_tensors(record, self.initial), round, client)
-        if config and RETRY in config:
+        if ARRAYS not in content.plain.array_records:
+            return packed, None
+        broadcast = replace(self.encode(content.state, content.round, client), control=content.control)
+        if content.retry:
             broadcast = replace(broadcast, purpose="retry")
         packed[ARRAYS] = broadcast.record()
-        return packed, round, broadcast
+        if broadcast.control:
+            packed[CONTROL] = packed_record(broadcast.control)
+        return packed, broadcast
+
+    # --- counting -----------------------------------------------------------------------------------------------------
+
+    def _count_down(self, sent: _Sent, message: int) -> None:
+        broadcast = sent.broadcast
+        if broadcast is None:
+            return self._count(sent, "down", message, {"roll-call": 0})
+        parts = {broadcast.purpose: len(broadcast.blob)}
+        if broadcast.purpose == "weights":
+            parts = _apart(len(broadcast.blob), self._downlink.scales(broadcast.blob, self.initial))
+        self._count(sent, "down", message, parts | {"control": len(broadcast.control)})
+
+    def _count_up(self, sent: _Sent, reply: Message) -> None:
+        message, array, control = Sizes().of(reply), packed(reply, ARRAYS), packed(reply, CONTROL)
+        if array is None:
+            return self._count(sent, "up", message, {"evaluation" if sent.broadcast else "roll-call": 0})
+        parts = _apart(len(array.data), self._uplink.scales(array.data, self.initial))
+        self._count(sent, "up", message, parts | {"control": len(control.data) if control else 0})
+
+    def _count(self, sent: _Sent, direction: Direction, message: int, parts: Mapping[str, int]) -> None:
+        """A row for each part of a message; what is framing counts with the first."""
+        framing = message - sum(parts.values())
+        for purpose, payload in parts.items():
+            if payload or framing:
+                self.ledger.record(
+                    round=sent.round,
+                    client=sent.client,
+                    direction=direction,
+                    purpose=purpose,
+                    payload=payload,
+                    message=payload + framing,
+                )
+            framing = 0
 
     # --- decoding -----------------------------------------------------------------------------------------------------
 
@@ -191,32 +234,25 @@ class CodedGrid(Grid):
         sent = self._sent.pop(reply.metadata.reply_to_message_id, None)
         if sent is None:
             raise UpdateError("a reply to no question of this run, or a second one")
-        array = _packed_array(reply)
-        payload = len(array.data) if array else 0
-        purpose = "weights" if array else "evaluation" if sent.broadcast else "roll-call"
-        self.ledger.record(
-            round=sent.round,
-            client=sent.client,
-            direction="up",
-            purpose=purpose,
-            payload=payload,
-            message=_Sizes().of(reply),
-        )
+        self._count_up(sent, reply)
         if reply.has_error():
             if reply.error.code == NOT_HELD:
                 self.memory.forget(sent.client)
-                raise NotHeldError(_one_line(reply.error.reason))
-            raise UpdateError(_one_line(reply.error.reason))
+                raise NotHeldError(one_line(reply.error.reason))
+            raise UpdateError(one_line(reply.error.reason))
         self._check_code(reply)
-        examples, metrics = _metrics(reply)
+        examples, figures = metrics(reply)
         state: State = {}
+        control: State = {}
         if sent.broadcast and reply.metadata.message_type.startswith("train"):
+            array, more = packed(reply, ARRAYS), packed(reply, CONTROL)
             if array is None:
                 raise UpdateError("the reply carries no packed model")
             state = self._change(sent.broadcast, array.data)
+            control = self._uplink.decode(more.data, self.control) if more else {}
             if self.recipe.differences and sent.broadcast.purpose != "seed":
                 self.memory.hold(sent.client, sent.broadcast.received)
-        return Update(sent.client, state, examples, metrics)
+        return Update(sent.client, state, examples, figures, control)
 
     def _change(self, broadcast: Broadcast, blob: bytes) -> State:
         """The server's own model plus what the client changed on the one it received.
@@ -247,6 +283,8 @@ class CodedGrid(Grid):
             return reply if reply.has_error() else Message(Error(DROPPED, str(error)), metadata=reply.metadata)
         if update.state:
             reply.content[ARRAYS] = ArrayRecord(update.state)
+        if update.control:
+            reply.content[CONTROL] = ArrayRecord(update.control)
         return reply
 
     def replies(self, message_ids: Iterable[str], deadline: float) -> Iterable[Message]:
@@ -298,27 +336,13 @@ class NotHeldError(UpdateError):
     """A client does not hold the model that it was sent the difference to: it needs all of it."""
 
 
-class _Sizes:
-    """Bytes of a message as Flower sends it: its serialised objects, and the answer that announces them to a node.
+def packed_record(blob: bytes, stype: str = PACKED) -> ArrayRecord:
+    """A payload as the one array of a record."""
+    return ArrayRecord({"model": Array("uint8", (len(blob),), stype, blob)})
 
-    Content that messages share is measured once.
-    """
 
-    def __init__(self) -> None:
-        self._contents: dict[int, tuple[RecordDict, int]] = {}
-
-    def of(self, message: Message) -> int:
-        with no_object_id_recompute():
-            objects = len(message.deflate())
-            if message.has_content():
-                content = message.content
-                if id(content) not in self._contents:
-                    parts = get_all_nested_objects(content).values()
-                    self._contents[id(content)] = (content, sum(len(part.deflate()) for part in parts))
-                objects += self._contents[id(content)][1]
-            tree = get_object_tree(message)
-        bare = message_to_proto(remove_content_from_message(message))
-        return objects + PullMessagesResponse(messages_list=[bare], message_object_trees=[tree]).ByteSize()
+def _apart(payload: int, scales: int) -> dict[str, int]:
+    return {"weights": payload - scales, "scales": scales}
 
 
 def _same(state: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
@@ -336,33 +360,3 @@ def _tensors(record: ArrayRecord, like: State) -> State:
     if record.keys() != like.keys():
         raise UpdateError(f"a broadcast of {len(record)} arrays, the model shares {len(like)}")
     return {name: torch.from_numpy(record[name].numpy()).to(tensor.dtype) for name, tensor in like.items()}
-
-
-def _packed_array(reply: Message) -> Array | None:
-    if not reply.has_content():
-        return None
-    arrays = [array for record in reply.content.array_records.values() for array in record.values()]
-    packed = [array for array in arrays if array.stype == PACKED]
-    return packed[0] if len(packed) == len(arrays) == 1 else None
-
-
-def _metrics(reply: Message) -> tuple[int, dict[str, float]]:
-    """Weight and metrics of a reply. Raises UpdateError where they are not numbers."""
-    record = reply.content.metric_records.get(METRICS)
-    if record is None:
-        return 0, {}
-    values = dict(record)
-    for name in (EXAMPLES, EVALUATION + EXAMPLES):
-        count = values.get(name, 0)
-        if not isinstance(count, int) or count < 0:
-            raise UpdateError(f"{name} = {count!r} is no count: expected a whole number, 0 or more")
-    if not all(isinstance(value, int | float) for value in values.values()):
-        raise UpdateError("metrics that are not single numbers")
-    examples = int(values.pop(EXAMPLES, 0))  # type: ignore[arg-type]
-    return examples, {name: float(value) for name, value in values.items()}  # type: ignore[arg-type]
-
-
-def _one_line(reason: str | None) -> str:
-    """The last line of a reason: of a traceback, the one that says what happened."""
-    lines = [line.strip() for line in (reason or "").splitlines() if line.strip()]
-    return lines[-1][:300] if lines else "the client gave no reason"

@@ -68,3 +68,100 @@ def rank_rule(shape: tuple[int, ...], gamma: float) -> int:
     r_min = min(math.ceil(math.sqrt(shape[0])), math.ceil(math.sqrt(shape[1])))
     r_max = count_up(shape, math.prod(shape), 2)
     return max(1, round((1 - gamma) * r_min + gamma * r_max))
+
+
+# ----------------------------------------------------------------------------------------------- federated optimisers
+# Each takes the model and a problem: the number of clients n, each round's cohort, the gradient of client k at w, the
+# local steps K and the local learning rate η. All clients hold as many examples.
+
+
+def fedavg(w, problem):
+    """McMahan et al. 2017, Algorithm 1."""
+    _, cohorts, grad, K, eta = problem
+    for S in cohorts:
+        ends = []
+        for k in S:
+            y = w
+            for _ in range(K):
+                y = y - eta * grad(k, y)
+            ends.append(y)
+        w = sum(ends) / len(S)
+    return w
+
+
+def fedprox(w, problem, mu):
+    """Li et al. 2020, Algorithm 2, each local problem solved by K gradient steps."""
+    _, cohorts, grad, K, eta = problem
+    for S in cohorts:
+        ends = []
+        for k in S:
+            y = w
+            for _ in range(K):
+                y = y - eta * (grad(k, y) + mu * (y - w))
+            ends.append(y)
+        w = sum(ends) / len(S)
+    return w
+
+
+def scaffold(x, problem, eta_g=1.0):
+    """Karimireddy et al. 2020, Algorithm 1, option II."""
+    n, cohorts, grad, K, eta = problem
+    c, c_of = 0 * x, dict.fromkeys(range(n), 0 * x)
+    for S in cohorts:
+        dy, dc = [], []
+        for k in S:
+            y = x
+            for _ in range(K):
+                y = y - eta * (grad(k, y) - c_of[k] + c)
+            c_plus = c_of[k] - c + (x - y) / (K * eta)
+            dy.append(y - x)
+            dc.append(c_plus - c_of[k])
+            c_of[k] = c_plus
+        x = x + eta_g / len(S) * sum(dy)
+        c = c + len(S) / n * (sum(dc) / len(S))
+    return x
+
+
+def feddyn(theta, problem, alpha):
+    """Acar et al. 2021, Algorithm 1, each local problem solved by K gradient steps."""
+    n, cohorts, grad, K, eta = problem
+    h, g_of = 0 * theta, dict.fromkeys(range(n), 0 * theta)
+    for P in cohorts:
+        ends = []
+        for k in P:
+            y = theta
+            for _ in range(K):
+                y = y - eta * (grad(k, y) - g_of[k] + alpha * (y - theta))
+            g_of[k] = g_of[k] - alpha * (y - theta)
+            ends.append(y)
+        h = h - alpha / n * sum(y - theta for y in ends)
+        theta = sum(ends) / len(P) - h / alpha
+    return theta
+
+
+def fedavgm(w, problem, beta, eta_s=1.0):
+    """Hsu et al. 2019, Section 4.3."""
+    n, cohorts, grad, K, eta = problem
+    v = 0 * w
+    for S in cohorts:
+        delta = fedavg(w, (n, [S], grad, K, eta)) - w
+        v = beta * v + delta
+        w = w + eta_s * v
+    return w
+
+
+def adaptive(x, problem, *, kind, eta_s, beta1, beta2, tau):
+    """Reddi et al. 2021, Algorithm 2."""
+    n, cohorts, grad, K, eta = problem
+    m, v = 0 * x, 0 * x + tau**2
+    for S in cohorts:
+        delta = fedavg(x, (n, [S], grad, K, eta)) - x
+        m = beta1 * m + (1 - beta1) * delta
+        if kind == "fedadagrad":
+            v = v + delta**2
+        if kind == "fedyogi":
+            v = v - (1 - beta2) * delta**2 * (v - delta**2).sign()
+        if kind == "fedadam":
+            v = beta2 * v + (1 - beta2) * delta**2
+        x = x + eta_s * m / (v.sqrt() + tau)
+    return x

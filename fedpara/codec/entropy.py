@@ -60,6 +60,17 @@ def expand(body: memoryview, rows: Sequence[Sequence[int]]) -> memoryview:
     return memoryview(b"".join(_in_order(planes, rows)))
 
 
+def plane_sizes(body: memoryview, rows: Sequence[Sequence[int]]) -> list[int]:
+    """Bytes that each plane takes of a body of `squeeze`; none of a body that is not one."""
+    plain = [sum(plane) for plane in zip_longest(*rows, fillvalue=0)]
+    if body.nbytes == sum(plain):
+        return plain
+    if body.nbytes < 8 * len(plain):
+        return []
+    lengths = struct.unpack_from(f"<{len(plain)}Q", body)
+    return list(lengths) if sum(lengths) == body.nbytes - 8 * len(plain) else []
+
+
 def _in_order(planes: Sequence[memoryview], rows: Sequence[Sequence[int]]) -> list[memoryview]:
     starts = [0] * len(planes)
     parts = []

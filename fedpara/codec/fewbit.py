@@ -62,6 +62,7 @@ class Grouped(Scheme):
     levels: int
     group: int
     gentle: bool = True
+    scales: int = 2  # the tensor's, the groups' shares of it
 
     def parts(self, shape: Sequence[int]) -> tuple[int, ...]:
         return _parts(math.prod(shape), self.levels, self.group)
@@ -96,6 +97,7 @@ class ScaledSign(Scheme):
 
     group: int
     gentle: bool = True
+    scales: int = 2  # the tensor's, the groups' shares of it
 
     def parts(self, shape: Sequence[int]) -> tuple[int, ...]:
         return _parts(math.prod(shape), 2, self.group)

@@ -27,6 +27,7 @@ class PowerSGD(Scheme):
 
     rank: int
     gentle: bool = True
+    scales: int = 1
 
     def parts(self, shape: Sequence[int]) -> tuple[int, ...]:
         count = math.prod(shape)

@@ -117,6 +117,27 @@ class Codec:
             raise CodecError(f"{body.nbytes} bytes behind the last tensor")
         return {name: result[name] for name in like}
 
+    def scales(self, blob: bytes, like: State) -> int:
+        """How many of a payload's bytes are scales; of those coded together with other numbers, their share.
+
+        0 for a payload that is not of this codec and these tensors, as far as its length tells.
+        """
+        try:
+            plan, body = self._read_plan(memoryview(blob)[OVERHEAD:], like)
+        except CodecError:
+            return 0
+        schemes = [(plan[name], like[name]) for name in sorted(like)]
+        rows = [(_parts(scheme, tensor) or (), scheme.scales if scheme else 0) for scheme, tensor in schemes]
+        if not self.entropy:
+            return min(body.nbytes, sum(sum(parts[:scales]) for parts, scales in rows))
+        coded = entropy.plane_sizes(body, [parts for parts, _ in rows])
+        found = 0.0
+        for index, size in enumerate(coded):
+            plain = sum(parts[index] for parts, _ in rows if index < len(parts))
+            own = sum(parts[index] for parts, scales in rows if index < min(len(parts), scales))
+            found += size * own / max(1, plain)
+        return round(found)
+
     def find_reference(self, blob: bytes, like: State, candidates: Iterable[State]) -> State | None:
         """The one of these states that a payload is the difference to; None where it needs none.
 

@@ -32,6 +32,11 @@ class Scheme(ABC):
         """Whether short tensors, see `is_short`, are kept from the scheme and go as `Gentle`."""
         return False
 
+    @property
+    def scales(self) -> int:
+        """How many of a tensor's first parts hold scales, for those who count them apart."""
+        return 0
+
     def parts(self, shape: Sequence[int]) -> tuple[int, ...] | None:
         """Bytes of each tensor that `pack` makes of this shape; None where the values decide.
 
@@ -135,6 +140,7 @@ class Int8(Scheme):
     per_channel: bool = False
     differences: bool = True
     width: int = 1
+    scales: int = 1
 
     def parts(self, shape: Sequence[int]) -> tuple[int, ...]:
         numbers = math.prod(shape)

@@ -32,6 +32,7 @@ class TopK(Scheme):
 
     share: float
     gentle: bool = True
+    scales: int = 1
 
     def parts(self, shape: Sequence[int]) -> tuple[int, ...]:
         n = math.prod(shape)

@@ -395,6 +395,27 @@ def test_topk_sends_the_largest(share: float, seed: int, columns: int) -> None:
     assert torch.allclose(got[0], expected, rtol=2**-11, atol=0)
 
 
+@pytest.mark.parametrize("spec", [*EVERY, "auto:3", "powersgd:2"])
+def test_scales_are_counted_apart(spec: str) -> None:
+    state = {"w": torch.randn(100, 64), "v": torch.randn(40, 33), "short": torch.randn(7), "n": torch.arange(5)}
+    coder = codec(spec)
+    blob = coder.encode(state, generator=seeded())
+    found = coder.scales(blob, state)
+    # The short vector is int8's too, and its own channel; the other schemes keep away from it.
+    known = {"fp32": 0, "fp16": 0, "bf16": 0, "int8": 12, "int8:channel": 4 * 141, "topk:0.01": 8, "topk:0.5": 8}
+    known |= {"powersgd:2": 8}
+    plain = spec.removesuffix("+entropy")
+    if plain in known:
+        assert known[plain] * (0.5 if plain != spec else 1) <= found <= known[plain]
+    elif plain == spec and spec != "auto:3":
+        group = coder.scheme.group  # type: ignore[attr-defined]
+        assert found == sum(4 + math.ceil(state[name].numel() / group) for name in "wv")
+    else:
+        assert 0 < found < len(blob) / 2
+    for nonsense in (b"", blob[:40], blob[:-1] + bytes(9), bytes(500)):
+        assert 0 <= coder.scales(nonsense, state) <= max(0, len(nonsense) - OVERHEAD)
+
+
 def test_topk_costs_what_is_documented() -> None:
     like = {"w": torch.empty(1000, 1000, device="meta")}
     places = codec("topk:0.01").size(like) - OVERHEAD - 4 - 2 * 10_000

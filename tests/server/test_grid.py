@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
-from flwr.serverapp.strategy import FedAdam, FedAvg
+from flwr.serverapp.strategy import (
+    DifferentialPrivacyServerSideFixedClipping,
+    FedAdam,
+    FedAvg,
+    FedMedian,
+    FedTrimmedAvg,
+    Krum,
+)
 from safetensors.torch import load_file
 
 import fedpara as fp
@@ -16,9 +23,11 @@ from fedpara.ledger import Ledger
 from fedpara.sharing import shared_state
 from fedpara.task import build_model, build_task
 from fedpara.wire import ARRAYS, CONFIG, ROUND
-from server.grid import CodedGrid, _Sizes
+from server.grid import CodedGrid
+from server.messages import Sizes
 from simulations.local import local_grid
 from tests.conftest import SMALL, Silent
+from tests.server.test_faults import Tampering, with_state
 
 RECIPE = read_recipe(SMALL, {"rounds": 2, "cohort": 4})
 
@@ -62,6 +71,53 @@ def test_flowers_fedadam_and_federated_evaluation_run_unchanged(grid):
     assert all(np.isfinite(array).all() for array in result.arrays.to_numpy_ndarrays())
 
 
+def poisoned(inner, tmp_path):
+    """A Grid in which one client of four sends back a model a million times too large."""
+    recipe = dataclasses.replace(RECIPE, uplink="fp32")
+
+    def change(reply):
+        return with_state(reply, lambda state: {name: tensor * 1e6 for name, tensor in state.items()})
+
+    tampering = Tampering(inner, change, lambda clients: clients[:1])
+    return CodedGrid(tampering, recipe, initial_state(recipe), Ledger())
+
+
+def norm(arrays):
+    return sum(float((tensor.double() ** 2).sum()) for tensor in arrays.to_torch_state_dict().values()) ** 0.5
+
+
+@pytest.mark.parametrize(
+    ("strategy", "robust"),
+    [
+        (FedAvg(**settings()), False),
+        (FedMedian(**settings()), True),
+        (FedTrimmedAvg(**settings(), beta=0.25), True),
+        (Krum(**settings(), num_malicious_nodes=1), True),
+    ],
+    ids=["FedAvg", "FedMedian", "FedTrimmedAvg", "Krum"],
+)
+def test_flowers_robust_strategies_run_unchanged_and_stand_a_poisoned_client(strategy, robust, tmp_path):
+    with local_grid(RECIPE, tmp_path) as inner:
+        result = flower(strategy, poisoned(inner, tmp_path), rounds=1)
+    assert (norm(result.arrays) < 2 * norm(ArrayRecord(initial_state(RECIPE)))) is robust
+
+
+def test_flowers_differential_privacy_runs_unchanged(tmp_path):
+    before = initial_state(RECIPE)
+    moved_by = {}
+    for clip, noise in ((0.01, 0.0), (10.0, 0.0), (0.01, 5.0)):
+        inside = DifferentialPrivacyServerSideFixedClipping(FedAvg(**settings()), noise, clip, 4)
+        with local_grid(RECIPE, tmp_path / f"{clip}-{noise}") as inner:
+            grid = CodedGrid(inner, RECIPE, initial_state(RECIPE), Ledger())
+            after = flower(inside, grid, rounds=1).arrays.to_torch_state_dict()
+        moved_by[clip, noise] = norm(ArrayRecord({name: after[name] - own for name, own in before.items()}))
+        assert grid.ledger.by("direction")["up"] > 0
+    assert moved_by[0.01, 0.0] <= 0.01 * 1.01 < moved_by[10.0, 0.0]
+    # The noise of the mean is 5 · 0.01 / 4 in each of the numbers.
+    numbers = sum(tensor.numel() for tensor in before.values())
+    assert moved_by[0.01, 5.0] == pytest.approx(0.0125 * numbers**0.5, rel=0.2)
+
+
 def test_the_first_model_travels_as_a_seed_and_any_other_as_weights(grid):
     first = grid.encode(grid.initial, 1)
     assert (first.purpose, len(first.blob)) == ("seed", 16)
@@ -89,7 +145,7 @@ def test_message_bytes_are_the_serialised_object_tree_and_little_more_than_a_meg
     record = big.encode({"w": torch.rand(300_000)}, 2).record()
     content = RecordDict({ARRAYS: record, CONFIG: ConfigRecord({ROUND: 2})})
     payload = len(next(iter(record.values())).data)
-    size = _Sizes().of(Message(content, 2, "train"))
+    size = Sizes().of(Message(content, 2, "train"))
     assert payload < size <= 1.005 * payload
 
 

@@ -1,0 +1,69 @@
+"""What is read off Flower's messages: their bytes on the wire, the arrays and figures inside."""
+
+from __future__ import annotations
+
+from flwr.app import Array, Message, RecordDict
+from flwr.app.message.message import remove_content_from_message
+from flwr.common.serde import message_to_proto
+from flwr.proto.fleet_pb2 import PullMessagesResponse
+from flwr.supercore.inflatable.inflatable_object import (
+    get_all_nested_objects,
+    get_object_tree,
+    no_object_id_recompute,
+)
+
+from fedpara.errors import UpdateError
+from fedpara.wire import EVALUATION, EXAMPLES, METRICS, PACKED
+
+
+class Sizes:
+    """Bytes of a message as Flower sends it: its serialised objects, and the answer that announces them to a node.
+
+    Content that messages share is measured once.
+    """
+
+    def __init__(self) -> None:
+        self._contents: dict[int, tuple[RecordDict, int]] = {}
+
+    def of(self, message: Message) -> int:
+        with no_object_id_recompute():
+            objects = len(message.deflate())
+            if message.has_content():
+                content = message.content
+                if id(content) not in self._contents:
+                    parts = get_all_nested_objects(content).values()
+                    self._contents[id(content)] = (content, sum(len(part.deflate()) for part in parts))
+                objects += self._contents[id(content)][1]
+            tree = get_object_tree(message)
+        bare = message_to_proto(remove_content_from_message(message))
+        return objects + PullMessagesResponse(messages_list=[bare], message_object_trees=[tree]).ByteSize()
+
+
+def packed(reply: Message, record: str) -> Array | None:
+    """The one packed array of a reply's record, None where there is no such thing."""
+    if not reply.has_content() or record not in reply.content.array_records:
+        return None
+    arrays = list(reply.content.array_records[record].values())
+    return arrays[0] if len(arrays) == 1 and arrays[0].stype == PACKED else None
+
+
+def metrics(reply: Message) -> tuple[int, dict[str, float]]:
+    """Weight and metrics of a reply. Raises UpdateError where they are not numbers."""
+    record = reply.content.metric_records.get(METRICS)
+    if record is None:
+        return 0, {}
+    values = dict(record)
+    for name in (EXAMPLES, EVALUATION + EXAMPLES):
+        count = values.get(name, 0)
+        if not isinstance(count, int) or count < 0:
+            raise UpdateError(f"{name} = {count!r} is no count: expected a whole number, 0 or more")
+    if not all(isinstance(value, int | float) for value in values.values()):
+        raise UpdateError("metrics that are not single numbers")
+    examples = int(values.pop(EXAMPLES, 0))  # type: ignore[arg-type]
+    return examples, {name: float(value) for name, value in values.items()}  # type: ignore[arg-type]
+
+
+def one_line(reason: str | None) -> str:
+    """The last line of a reason: of a traceback, the one that says what happened."""
+    lines = [line.strip() for line in (reason or "").splitlines() if line.strip()]
+    return lines[-1][:300] if lines else "the client gave no reason"

@@ -1,0 +1,26 @@
+"""FedAvg with momentum on the server."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from fedpara.config import Optimiser
+
+from .base import CohortMean, State, Strategy
+
+
+class FedAvgM(Strategy):
+    """v ← β v + Δ,  w ← w + η v,  Δ the mean update (Hsu, Qi, Brown 2019, Section 4.3)."""
+
+    def __init__(self, settings: Optimiser, trained: Mapping[str, Tensor]) -> None:
+        super().__init__(settings, trained)
+        self.zeros("v")
+
+    def step(self, model: Mapping[str, Tensor], mean: CohortMean) -> State:
+        after = dict(mean.model)
+        for name in self.trained:
+            v = self.state[f"v/{name}"].mul_(self.settings.server_momentum).add_(mean.model[name] - model[name])
+            after[name] = model[name] + self.lr * v
+        return after
