@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -19,6 +21,7 @@ from .codec_mod import codec_mod
 from .methods import build_method
 from .runtime import Runtime, client_name, runtime_for, state_folder
 from .state import ClientState
+from .training import one_factor
 from .training import train as train_locally
 
 METHOD = "method/"  # prefix of what a federated optimiser keeps, beside the tensors that stay here
@@ -40,16 +43,17 @@ def train(message: Message, context: Context) -> Message:
     method = build_method(
         runtime.recipe, trained_parameters(runtime.model), part(before, METHOD), _arrays(message, CONTROL)
     )
-    result = train_locally(
-        runtime.task,
-        runtime.model,
-        data,
-        runtime.recipe.training,
-        method,
-        round=round,
-        generator=generator,
-        device=runtime.device,
-    )
+    with one_factor(runtime.model, round) if runtime.recipe.averaging == "alternate" else nullcontext():
+        result = train_locally(
+            runtime.task,
+            runtime.model,
+            data,
+            runtime.recipe.training,
+            method,
+            round=round,
+            generator=generator,
+            device=runtime.device,
+        )
     state = runtime.model.state_dict()
     own = {name: state[name] for name in runtime.local} | {METHOD + name: own for name, own in method.kept.items()}
     if own:

@@ -7,6 +7,7 @@ act on the parameters that are shared; what stays with the client is trained as 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -83,12 +84,14 @@ class Scaffold(Method):
     the weights by η (1 − β^(K−i+1)) / (1 − β) in all, and K is the sum of these shares.
     """
 
-    steps = 0
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.steps = dict.fromkeys(self.trained, 0)  # a parameter that is frozen in this round takes none
 
     def correct(self) -> None:
-        self.steps += 1
         for name, parameter in self.trained.items():
             if parameter.grad is not None:
+                self.steps[name] += 1
                 if name in self.control:
                     parameter.grad.add_(self.control[name])
                 if name in self.own:
@@ -102,14 +105,14 @@ class Scaffold(Method):
             )
         groups = {id(own): group for group in optimizer.param_groups for own in group["params"]}
         for name, parameter in self.trained.items():
-            group = groups.get(id(parameter))
-            # A parameter that no optimiser moves has no gradient to speak of.
-            rate = group["lr"] * effective_steps(self.steps, group["momentum"]) if group else 1.0
-            change = self.moved(name).div_(-rate)
-            if name in self.control:
-                change -= self.control[name]
+            own, change = self.own.get(name), torch.zeros_like(self.start[name])
+            if self.steps[name] and id(parameter) in groups:
+                group = groups[id(parameter)]
+                change = self.moved(name).div_(-group["lr"] * effective_steps(self.steps[name], group["momentum"]))
+                if name in self.control:
+                    change -= self.control[name]
             self.sent[name] = change
-            self.kept[name] = change + self.own[name] if name in self.own else change
+            self.kept[name] = change if own is None else change + own
 
 
 def effective_steps(steps: int, momentum: float) -> float:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 
 from fedpara.config import Training
 from fedpara.errors import DataError
+from fedpara.layers import factorised
 from fedpara.task import ClientData, Metrics, Task
 
 from .methods import Method
@@ -43,6 +47,29 @@ def train(
                 steps += 1
     method.finish(optimizer)
     return Metrics(count, {"loss": float(total) / steps})
+
+
+@contextmanager
+def one_factor(model: nn.Module, round: int) -> Iterator[None]:
+    """Train one factor of each factorised weight, another every round: X1, Y1, X2, Y2 (then T1, T2) in turn.
+
+    The weight is linear in each of its factors, so that the mean of one factor, the others being equal everywhere, is
+    that of the mean weight. What is not factorised trains in every round.
+    """
+    frozen = []
+    for module in model.modules():
+        for name in factorised(module):
+            factors = list(module.get_submodule(f"parametrizations.{name}").parameters(recurse=False))
+            frozen += [own for index, own in enumerate(factors) if index != (round - 1) % len(factors)]
+    chosen = [own for own in frozen if own.requires_grad]
+    try:
+        for own in chosen:
+            own.requires_grad_(False)
+            own.grad = None
+        yield
+    finally:
+        for own in chosen:
+            own.requires_grad_(True)
 
 
 def batches(count: int, size: int, generator: torch.Generator) -> list[torch.Tensor]:

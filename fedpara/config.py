@@ -96,6 +96,12 @@ class Recipe:
     strategy: str = setting(
         "fedavg", "the federated optimiser: fedavg, fedavgm, fedprox, scaffold, feddyn, fedadam, fedyogi, fedadagrad"
     )
+    averaging: str = setting(
+        "factors",
+        "of factorised weights: the factors' mean, factors refitted to the mean weight, or one factor a round in turn",
+        choices=("factors", "weights", "alternate"),
+    )
+    measure_gap: bool = setting(True, "measure how far averaging factors is from averaging weights")
     evaluate_every: int = setting(1, "rounds between evaluations on the server's test data", low=1)
     stop_at: float | None = setting(None, "end when the measure on the server's test data has come this far")
     deadline: float = setting(3600.0, "seconds that a round waits for replies", above=0)
@@ -130,6 +136,7 @@ SERVER_ONLY = frozenset(
         "description",
         "rounds",
         "cohort",
+        "measure_gap",
         "evaluate_every",
         "stop_at",
         "deadline",

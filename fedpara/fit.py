@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 SEARCH = 10  # L-BFGS iterations from each start, before the better one is kept
 REFINE = 140  # and from that one
+REFIT = 20  # from factors that are near already
 HISTORY = 10  # of L-BFGS
 HOOI = 4  # sweeps
 NEARLY_ONE = 0.1  # rms of what a start adds to a factor of ones: without it those columns would begin at a saddle
@@ -52,6 +53,17 @@ def fit_factors(
     return factors, relative_error(config, wide, factors)
 
 
+def refit_factors(config: Config, weight: Tensor, start: Factors) -> Factors:
+    """Factors near `start` whose composed weight is nearer to `weight`: at most `REFIT` iterations of L-BFGS.
+
+    The error is minimised as a share of what it is at first, so that a small one is taken as seriously as a large one.
+    """
+    off = (config.compose(*start).to(weight.dtype).reshape(weight.shape) - weight).square().sum()
+    if not off > 0:
+        return start
+    return _descend(config, weight, start, REFIT, unit=off)
+
+
 def relative_error(config: Config, weight: Tensor, factors: Factors) -> float:
     """‖W − Ŵ‖ / ‖W‖ of a weight that is not zero and factors for it."""
     with torch.no_grad():
@@ -72,9 +84,9 @@ def fit_report(model: nn.Module) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _squared_error(config: Config, weight: Tensor, factors: Factors) -> Tensor:
+def _squared_error(config: Config, weight: Tensor, factors: Factors, unit: Tensor | None = None) -> Tensor:
     error = config.compose(*factors).to(weight.dtype).reshape(weight.shape) - weight
-    return error.square().sum() / weight.square().sum()
+    return error.square().sum() / (weight.square().sum() if unit is None else unit)
 
 
 # --------------------------------------------------------------------------------------------------------- starts
@@ -170,7 +182,7 @@ def _widened(basis: Tensor, rank: int, noise: Noise) -> Tensor:
 # -------------------------------------------------------------------------------------------------------- descent
 
 
-def _descend(config: Config, weight: Tensor, start: Factors, iterations: int) -> Factors:
+def _descend(config: Config, weight: Tensor, start: Factors, iterations: int, unit: Tensor | None = None) -> Factors:
     factors = [factor.clone(memory_format=torch.contiguous_format).requires_grad_() for factor in start]
     optimizer = torch.optim.LBFGS(
         factors,
@@ -184,7 +196,7 @@ def _descend(config: Config, weight: Tensor, start: Factors, iterations: int) ->
     def closure() -> float:
         optimizer.zero_grad()
         with torch.enable_grad():
-            error = _squared_error(config, weight, tuple(factors))
+            error = _squared_error(config, weight, tuple(factors), unit)
         error.backward()  # type: ignore[no-untyped-call]
         return error.item()
 

@@ -27,6 +27,7 @@ from fedpara.sharing import shared_state, trained_parameters
 from fedpara.task import Metrics, Task, build_model, build_task
 from fedpara.wire import ARRAYS, CONFIG, CONTROL, EVALUATION, EXAMPLES, RETRY, ROUND
 
+from .averaging import FactorAveraging
 from .evaluation import Evaluator
 from .grid import CodedGrid, NotHeldError, Update
 from .memory import ClientMemory
@@ -57,6 +58,7 @@ class _Round:
 
     mean: StreamingMean
     control: StreamingMean
+    weights: StreamingMean | None  # of the composed weights, where they are wanted
     trained: list[Metrics] = field(default_factory=list)
     judged: list[Metrics] = field(default_factory=list)
     dropped: list[dict[str, str]] = field(default_factory=list)
@@ -73,6 +75,8 @@ class Federation:
         self.initial = {name: self.evaluator.initial[name] for name in shared_state(self.evaluator.model)}
         trained = {name: self.initial[name] for name in trained_parameters(self.evaluator.model)}
         self.strategy = build_strategy(recipe, trained)
+        self.averaging = FactorAveraging(self.evaluator.model)
+        self.composes = bool(self.averaging) and (recipe.measure_gap or recipe.averaging == "weights")
         dense = build_model(recipe, self.task, parametrization="none").state_dict()
         self.dense_payload = codec("fp32").size(dense)
         self.observer = observer
@@ -115,15 +119,12 @@ class Federation:
         result = self._collect(asked, cohort)
         if result.lacking:  # what these held is lost: all of the model, once more
             self._collect(self._ask(round, result.lacking, roster, again=True), result.lacking, result)
-        if result.mean.count:
-            control = result.control.result() if result.control.count else {}
-            mean = CohortMean(result.mean.result(), result.mean.count, len(roster), control)
-            self.model = self.strategy.step(self.model, mean)
-        else:
-            log.warning("round %d: no usable reply, the model stays as it was", round)
+        gap = self._aggregate(round, result, len(roster))
         aggregated_at = time.perf_counter()
         evaluated = self._evaluate(round)
         row = self._row(round, cohort, result, evaluated, recorded)
+        if gap is not None:
+            row["factor_gap"] = float(f"{gap:.3g}")
         row["seconds"] = round_to(time.perf_counter() - started)
         row["phases"] = {
             "send": round_to(trained_at - started),
@@ -149,7 +150,7 @@ class Federation:
     def _collect(self, asked: Mapping[str, str], cohort: list[str], result: _Round | None = None) -> _Round:
         """Add every good reply to the mean; name and count the others."""
         again = result is not None
-        result = result or _Round(StreamingMean(self.initial), StreamingMean(self.strategy.trained))
+        result = result or self._new_round()
         answered = set()
         for reply in self.grid.replies(asked, self.recipe.deadline):
             client = asked.get(reply.metadata.reply_to_message_id, "unknown")
@@ -177,14 +178,40 @@ class Federation:
                 log.warning("%s dropped: %s", client, reason)
         return result
 
+    def _new_round(self) -> _Round:
+        weights = StreamingMean(self.averaging.compose(self.initial)) if self.composes else None
+        return _Round(StreamingMean(self.initial), StreamingMean(self.strategy.trained), weights)
+
+    def _aggregate(self, round: int, result: _Round, clients: int) -> float | None:
+        """Make the cohort's means the next model; how far the factors' mean is from the weights', if it is measured."""
+        if not result.mean.count:
+            log.warning("round %d: no usable reply, the model stays as it was", round)
+            return None
+        model, gap = result.mean.result(), None
+        if result.weights is not None:
+            weights = result.weights.result()
+            gap = self.averaging.gap(self.model, model, weights)
+            if self.recipe.averaging == "weights":
+                model = self.averaging.refit(model, weights)
+        control = result.control.result() if result.control.count else {}
+        self.model = self.strategy.step(self.model, CohortMean(model, result.mean.count, clients, control))
+        return gap
+
     def _add(self, result: _Round, update: Update) -> None:
         """Take one checked update into the round's means. Raises UpdateError where it must not be."""
         weight = min(update.examples, 1) if self.strategy.uniform else update.examples
+        composed: State = {}
         if self.strategy.sends_control:
             check_update(update.control, self.strategy.trained)
-        result.mean.add(update.state, weight)
+        if result.weights is not None:
+            check_update(update.state, self.initial)
+            composed = self.averaging.compose(update.state)
+            check_update(composed, composed)  # finite factors may have a product that is not
+        result.mean.add(update.state, weight)  # from here on nothing can be refused
         if self.strategy.sends_control:
             result.control.add(update.control, weight)
+        if result.weights is not None:
+            result.weights.add(composed, weight)
 
     def _evaluate(self, round: int) -> Metrics:
         due = round % self.recipe.evaluate_every == 0 or round == self.recipe.rounds
