@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -15,7 +16,7 @@ from fedpara.errors import DataError
 from fedpara.seeds import generator_for
 from fedpara.sharing import trained_parameters
 from fedpara.task import Examples, Metrics
-from fedpara.wire import ARRAYS, CONFIG, CONTROL, EVALUATION, EXAMPLES, METRICS, ROUND, SETTINGS
+from fedpara.wire import ARRAYS, CONFIG, CONTROL, EVALUATION, EXAMPLES, FINE_TUNE, METRICS, ROUND, SETTINGS
 
 from .codec_mod import codec_mod
 from .methods import build_method
@@ -49,7 +50,7 @@ def train(message: Message, context: Context) -> Message:
             runtime.model,
             data,
             runtime.recipe.training,
-            method,
+            method=method,
             round=round,
             generator=generator,
             device=runtime.device,
@@ -59,9 +60,10 @@ def train(message: Message, context: Context) -> Message:
     if own:
         kept.save(round, {name: tensor.cpu().clone() for name, tensor in own.items()})
     content: dict[str, ArrayRecord | MetricRecord] = {
-        ARRAYS: ArrayRecord({name: state[name] for name in runtime.shared}),
-        METRICS: MetricRecord({EXAMPLES: result.examples, **result.values, **metrics}),
+        METRICS: MetricRecord({EXAMPLES: result.examples, **result.values, **metrics})
     }
+    if runtime.shared:
+        content[ARRAYS] = ArrayRecord({name: state[name] for name in runtime.shared})
     if method.sent:
         content[CONTROL] = ArrayRecord(method.sent)
     return Message(RecordDict(content), reply_to=message)
@@ -69,14 +71,28 @@ def train(message: Message, context: Context) -> Message:
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
-    """Judge the model received on the client's held-out data. Flower's own strategies ask for it."""
+    """Judge the model received, joined with what this client keeps, on its held-out data; fine-tuned first if asked.
+
+    Flower's own strategies ask for it, and the federation after its last round. Nothing of it is kept.
+    """
     runtime, client = _who(message, context)
-    round = int(message.content.config_records[CONFIG][ROUND])  # type: ignore[arg-type]
+    config = message.content.config_records[CONFIG]
+    round, epochs = int(config[ROUND]), int(config.get(FINE_TUNE, 0))  # type: ignore[arg-type]
     _set_model(runtime, message, ClientState(state_folder(context), client).load(round + 1))
-    held_out = runtime.data(client).held_out
-    if held_out is None:
-        raise DataError(f"client '{client}' holds no data back to evaluate on")
-    result = runtime.task.judge(runtime.model, held_out, runtime.device)
+    data = runtime.data(client)
+    if data.held_out is None:
+        raise DataError(f"client '{client}' holds no data back to evaluate on: set holdout, for example to 0.1")
+    if epochs:
+        train_locally(
+            runtime.task,
+            runtime.model,
+            data,
+            replace(runtime.recipe.training, epochs=epochs),
+            round=round,
+            generator=generator_for(runtime.recipe.seed, "fine-tune", client),
+            device=runtime.device,
+        )
+    result = runtime.task.judge(runtime.model, data.held_out, runtime.device)
     return Message(RecordDict({METRICS: MetricRecord(_record(result))}), reply_to=message)
 
 

@@ -21,8 +21,8 @@ def train(
     model: nn.Module,
     data: ClientData,
     training: Training,
-    method: Method,
     *,
+    method: Method | None = None,
     round: int,
     generator: torch.Generator,
     device: torch.device,
@@ -45,7 +45,8 @@ def train(
                 batch = tuple(part.to(device) for part in task.prepare(data.train.batch(indices), generator))
                 total += step(task, model, optimizer, batch, method, clip=training.clip)
                 steps += 1
-    method.finish(optimizer)
+    if method:
+        method.finish(optimizer)
     return Metrics(count, {"loss": float(total) / steps})
 
 
@@ -85,7 +86,7 @@ def step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     batch: tuple[torch.Tensor, ...],
-    method: Method,
+    method: Method | None,
     *,
     clip: float,
 ) -> torch.Tensor:
@@ -95,6 +96,7 @@ def step(
     loss.backward()  # type: ignore[no-untyped-call]
     if clip:
         nn.utils.clip_grad_norm_(model.parameters(), clip)
-    method.correct()
+    if method:
+        method.correct()
     optimizer.step()
     return loss.detach()

@@ -89,6 +89,9 @@ class Recipe:
     gamma: float | None = setting(None, "FedPara's rank between the least and the largest useful one", low=0, high=1)
     ratio: float | None = setting(None, "share of the dense parameters, instead of gamma", above=0, high=1)
     activation: str = setting("none", "applied to both factors' products", choices=("none", "tanh"))
+    local: tuple[str, ...] = setting(
+        (), "what stays with each client: head, body, norms, biases, all, or names of layers and tensors"
+    )
     uplink: str = setting("fp32", "codec of what clients send")
     downlink: str = setting("fp32", "codec of what the server sends")
     differences: bool = setting(True, "send a client the difference to what it is known to hold, where that is smaller")
@@ -104,6 +107,8 @@ class Recipe:
     measure_gap: bool = setting(True, "measure how far averaging factors is from averaging weights")
     evaluate_every: int = setting(1, "rounds between evaluations on the server's test data", low=1)
     stop_at: float | None = setting(None, "end when the measure on the server's test data has come this far")
+    final_evaluation: bool = setting(False, "after the last round, every client judges what it ends up with")
+    fine_tune: int = setting(0, "epochs that clients train by themselves before that evaluation", low=0)
     deadline: float = setting(3600.0, "seconds that a round waits for replies", above=0)
     data_dir: str = setting("", "folder of the data sets; empty: $FEDPARA_DATA, then the cache")
     device: str = setting("cpu", "cpu, cuda, cuda:N or auto")
@@ -139,6 +144,8 @@ SERVER_ONLY = frozenset(
         "measure_gap",
         "evaluate_every",
         "stop_at",
+        "final_evaluation",
+        "fine_tune",
         "deadline",
         "data_dir",
         "device",

@@ -62,7 +62,7 @@ def _headline(run: Run) -> str:
 
 
 def _curves(run: Run) -> str:
-    measure = run.measure
+    measure = run.measure.removeprefix("client_")
     keys = {measure: "server's test data", f"client_{measure}": "clients' held-out data, before training"}
     shown = {label: [r for r in run.rounds if key in r] for key, label in keys.items()}
 

@@ -55,6 +55,11 @@ class Run:
         file = self.folder / "summary.json"
         return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
+    @cached_property
+    def clients(self) -> list[Row]:
+        """What each client measured at the end on its own held-out data, where the recipe asks for it."""
+        return read_rows(self.folder / "clients.jsonl")
+
     @property
     def measure(self) -> str:
         """Name of the metric that the run is judged by."""
@@ -123,6 +128,10 @@ class RunWriter:
         with (self.folder / "rounds.jsonl").open("ab") as file:
             file.write(_lines([row]))
         checkpoint.save(self.folder / "checkpoint", state)
+
+    def write_clients(self, rows: list[Row]) -> None:
+        """What each client measured at the end, a line of ``clients.jsonl`` each."""
+        checkpoint.replace_file(self.folder / "clients.jsonl", _lines(rows))
 
     def finish(self, summary: Mapping[str, Any], model: nn.Module) -> None:
         """Write the merged model and the summary."""

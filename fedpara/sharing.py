@@ -1,20 +1,55 @@
-"""Which tensors of a model's state are sent, and which stay with the client (FedPara; its pFedPara extension)."""
+"""Which tensors of a model's state are sent, and which stay with the client: one declaration for every method."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
 
-from .errors import UpdateError
+from .config import nearest
+from .errors import ConfigError, UpdateError
 from .parametrize import factorised
+
+GROUPS = ("all", "head", "body", "norms", "biases")
+_KEPT = "_fedpara_local"  # where a model remembers what was declared
+_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+
+
+def keep_local_(model: nn.Module, *what: str) -> nn.Module:
+    """Declare what stays with each client, beside what its parametrization keeps there; in place, returns the model.
+
+    Args:
+        what: any of
+
+            - "head": the last layer, so that all but it is shared (FedPer, Arivazhagan et al. 2019);
+            - "body": all but the last layer (LG-FedAvg, Liang et al. 2020);
+            - "norms": the normalisation layers (FedBN, Li et al. 2021);
+            - "biases": every tensor called bias;
+            - "all": everything, so that each client trains alone;
+            - a layer's name ("fc1"; what is inside it is meant too), or a pattern of state_dict keys ("*.weight").
+
+    Raises:
+        ConfigError: a name that no layer has and no key matches.
+    """
+    names = list(model.state_dict())
+    for pattern in what:
+        if not _matched(model, names, pattern):
+            layers = [name for name, module in model.named_modules() if name and module._parameters]
+            raise ConfigError(
+                f"local = '{pattern}' is none of {', '.join(GROUPS)}, and no layer or tensor is called so"
+                f"{nearest(pattern, [*GROUPS, *layers])}; layers: {', '.join(layers[:12])}"
+            )
+    model.__dict__[_KEPT] = tuple(dict.fromkeys((*model.__dict__.get(_KEPT, ()), *what)))
+    return model
 
 
 def local_names(model: nn.Module) -> list[str]:
     """The state_dict keys that stay with the client, in state_dict order.
 
-    X2, Y2 and T2 of PFedPara layers; the frozen W0 of residual ones, which every client has from the start.
+    X2, Y2 and T2 of PFedPara layers; the frozen W0 of residual ones, which every client has from the start; and what
+    `keep_local_` declared.
     """
     local: set[str] = set()
     # A layer reached under two names has its keys under both.
@@ -24,7 +59,35 @@ def local_names(model: nn.Module) -> list[str]:
             stack = f"{prefix}parametrizations.{tensor_name}"
             local |= {f"{stack}.original{index}" for index in own.config.local}
             local |= {f"{stack}.0.base"} if own.base is not None else set()
-    return [name for name in model.state_dict() if name in local]
+    names = list(model.state_dict())
+    for pattern in model.__dict__.get(_KEPT, ()):
+        local |= _matched(model, names, pattern)
+    return [name for name in names if name in local]
+
+
+def _matched(model: nn.Module, names: list[str], pattern: str) -> set[str]:
+    """The keys that a word of `keep_local_` means."""
+    head = _layer(names[-1]) if names else ""
+    norms = [name for name, module in model.named_modules(remove_duplicate=False) if isinstance(module, _NORMS)]
+    if pattern not in GROUPS:
+        return {name for name in names if (pattern and _inside(name, pattern)) or fnmatchcase(name, pattern)}
+    chosen: Callable[[str], bool] = {
+        "all": lambda name: True,
+        "head": lambda name: _inside(name, head),
+        "body": lambda name: not _inside(name, head),
+        "norms": lambda name: any(_inside(name, norm) for norm in norms),
+        "biases": lambda name: "bias" in name.rpartition(".")[2],
+    }[pattern]
+    return set(filter(chosen, names))
+
+
+def _layer(name: str) -> str:
+    """The layer that a state_dict key belongs to, whether it is factorised or not."""
+    return name.partition(".parametrizations.")[0] if ".parametrizations." in name else name.rpartition(".")[0]
+
+
+def _inside(name: str, layer: str) -> bool:
+    return not layer or name.startswith(f"{layer}.")
 
 
 def shared_names(model: nn.Module) -> list[str]:

@@ -224,10 +224,15 @@ def build_task(recipe: Recipe, *, data_dir: str | None = None) -> Task:
 
 
 def build_model(recipe: Recipe, task: Task, *, parametrization: str | None = None) -> nn.Module:
-    """The recipe's network, parametrized and initialised from its seed alone: the same bits wherever it is called."""
+    """The recipe's network, parametrized and initialised from its seed alone: the same bits wherever it is called.
+
+    What stays with the clients is declared on it.
+    """
+    from .sharing import keep_local_
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        return parametrize_as(task.model(), recipe, parametrization)
+        return keep_local_(parametrize_as(task.model(), recipe, parametrization), *recipe.local)
 
 
 def parametrize_as(model: nn.Module, recipe: Recipe, parametrization: str | None = None) -> nn.Module:

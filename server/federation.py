@@ -23,9 +23,9 @@ from fedpara.errors import FedparaError
 from fedpara.parametrize import merge_
 from fedpara.run import Row, Run, RunWriter
 from fedpara.seeds import derive
-from fedpara.sharing import shared_state, trained_parameters
+from fedpara.sharing import local_names, shared_state, trained_parameters
 from fedpara.task import Metrics, Task, build_model, build_task
-from fedpara.wire import ARRAYS, CONFIG, CONTROL, EVALUATION, EXAMPLES, RETRY, ROUND
+from fedpara.wire import ARRAYS, CONFIG, CONTROL, EVALUATION, EXAMPLES, FINE_TUNE, RETRY, ROUND
 
 from .averaging import FactorAveraging
 from .evaluation import Evaluator
@@ -76,6 +76,8 @@ class Federation:
         trained = {name: self.initial[name] for name in trained_parameters(self.evaluator.model)}
         self.strategy = build_strategy(recipe, trained)
         self.averaging = FactorAveraging(self.evaluator.model)
+        self.personal = bool(local_names(self.evaluator.model))  # no one model for the server to judge
+        self.measure = f"client_{self.task.measure}" if self.personal else self.task.measure
         self.composes = bool(self.averaging) and (recipe.measure_gap or recipe.averaging == "weights")
         dense = build_model(recipe, self.task, parametrization="none").state_dict()
         self.dense_payload = codec("fp32").size(dense)
@@ -105,10 +107,12 @@ class Federation:
 
     def _done(self) -> bool:
         """Whether every round is done, or the measure has come as far as it is wanted."""
-        rows, goal = self.writer.rows, self.recipe.stop_at
-        found = rows[-1].get(self.task.measure) if rows else None
-        reached = goal is not None and found is not None and self.task.reached(found, goal)
-        return reached or len(rows) >= self.recipe.rounds
+        rows = self.writer.rows
+        return len(rows) >= self.recipe.rounds or (bool(rows) and self._reached(rows[-1]))
+
+    def _reached(self, row: Mapping[str, Any]) -> bool:
+        goal, found = self.recipe.stop_at, row.get(self.measure)
+        return goal is not None and found is not None and self.task.reached(found, goal)
 
     def _round(self, round: int, roster: Mapping[str, int]) -> None:
         started = time.perf_counter()
@@ -122,6 +126,10 @@ class Federation:
         gap = self._aggregate(round, result, len(roster))
         aggregated_at = time.perf_counter()
         evaluated = self._evaluate(round)
+        if self.recipe.final_evaluation and (round == self.recipe.rounds or self._reached(evaluated.values)):
+            last = self._judge_everywhere(round, roster)
+            result.judged = [metrics for _, metrics in last]
+            self.writer.write_clients([{"client": name, "examples": own.examples, **own.values} for name, own in last])
         row = self._row(round, cohort, result, evaluated, recorded)
         if gap is not None:
             row["factor_gap"] = float(f"{gap:.3g}")
@@ -139,11 +147,19 @@ class Federation:
     def _ask(self, round: int, cohort: list[str], roster: Mapping[str, int], *, again: bool = False) -> dict[str, str]:
         """Send the model to these clients: message id -> client."""
         config = ConfigRecord({ROUND: round, RETRY: 1} if again else {ROUND: round})
-        content = RecordDict({ARRAYS: ArrayRecord(self.model), CONFIG: config})
-        if control := self.strategy.broadcast():
+        return self._send(MessageType.TRAIN, cohort, roster, config, self.strategy.broadcast())
+
+    def _send(
+        self, kind: str, cohort: list[str], roster: Mapping[str, int], config: ConfigRecord, control: State
+    ) -> dict[str, str]:
+        content = RecordDict({CONFIG: config})
+        if self.model:  # nothing is shared where each client trains alone
+            content[ARRAYS] = ArrayRecord(self.model)
+        if control:
             content[CONTROL] = ArrayRecord(control)
         ttl = self.recipe.deadline + 60.0  # Flower discards a reply older than this
-        messages = [Message(content, roster[name], MessageType.TRAIN, ttl=ttl, group_id=str(round)) for name in cohort]
+        group = str(config[ROUND])
+        messages = [Message(content, roster[name], kind, ttl=ttl, group_id=group) for name in cohort]
         ids = self.grid.push_messages(messages)
         return {message_id: client for message_id, client in zip(ids, cohort, strict=True) if message_id is not None}
 
@@ -215,7 +231,22 @@ class Federation:
 
     def _evaluate(self, round: int) -> Metrics:
         due = round % self.recipe.evaluate_every == 0 or round == self.recipe.rounds
-        return self.evaluator(self.model) if due else Metrics(0, {})
+        return self.evaluator(self.model) if due and not self.personal else Metrics(0, {})
+
+    def _judge_everywhere(self, round: int, roster: Mapping[str, int]) -> list[tuple[str, Metrics]]:
+        """Every client's judgement of what it ends up with, on its own held-out data."""
+        config = ConfigRecord({ROUND: round, FINE_TUNE: self.recipe.fine_tune})
+        asked = self._send(MessageType.EVALUATE, list(roster), roster, config, {})
+        judged = []
+        for reply in self.grid.replies(asked, self.recipe.deadline):
+            client = asked.get(reply.metadata.reply_to_message_id, "unknown")
+            try:
+                update = self.grid.open(reply)
+            except FedparaError as error:
+                log.warning("%s did not judge the last model: %s", client, error)
+                continue
+            judged.append((client, Metrics(update.examples, update.metrics)))
+        return judged
 
     def _row(self, round: int, cohort: list[str], result: _Round, evaluated: Metrics, recorded: int) -> Row:
         """One line of the run's log."""
@@ -257,13 +288,13 @@ class Federation:
     def _summary(self) -> dict[str, Any]:
         """The run in a few figures, with its dense fp32 twin beside it."""
         rows, ledger = self.writer.rows, self.writer.ledger
-        last = next((row for row in reversed(rows) if self.task.measure in row), {})
+        last = next((row for row in reversed(rows) if self.measure in row), {})
         return {
             "recipe": self.recipe.name,
-            "measure": self.task.measure,
+            "measure": self.measure,
             "higher_is_better": self.task.higher_is_better,
-            "value": last.get(self.task.measure),
-            "client_value": rows[-1].get(f"client_{self.task.measure}") if rows else None,
+            "value": last.get(self.measure),
+            "client_value": rows[-1].get(f"client_{self.measure}") if rows else None,
             "rounds": len(rows),
             "payload_up": ledger.total("up"),
             "payload_down": ledger.total("down"),

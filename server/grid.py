@@ -75,9 +75,15 @@ class Update:
 
 @dataclass(frozen=True)
 class _Sent:
+    kind: str  # Flower's message type: train, evaluate or query, and what may follow a dot
     round: int
     client: str
     broadcast: Broadcast | None
+
+    @property
+    def purpose(self) -> str:
+        """What is counted of a message that carries no weights to train on."""
+        return {"query": "roll-call", "evaluate": "evaluation"}.get(self.kind.partition(".")[0], "metrics")
 
 
 class CodedGrid(Grid):
@@ -154,7 +160,7 @@ class CodedGrid(Grid):
             if place not in coded:
                 coded[place] = self._pack(content, client)
             message.content, broadcast = coded[place]
-            sent.append((message, _Sent(content.round, client, broadcast)))
+            sent.append((message, _Sent(message.metadata.message_type, content.round, client, broadcast)))
         ids = list(self.inner.push_messages(outgoing))
         sizes = Sizes()
         for (message, note), message_id in zip(sent, ids, strict=False):
@@ -194,8 +200,9 @@ class CodedGrid(Grid):
 
     def _count_down(self, sent: _Sent, message: int) -> None:
         broadcast = sent.broadcast
-        if broadcast is None:
-            return self._count(sent, "down", message, {"roll-call": 0})
+        if broadcast is None or sent.purpose == "evaluation":
+            payload = len(broadcast.blob) + len(broadcast.control) if broadcast else 0
+            return self._count(sent, "down", message, {sent.purpose: payload})
         parts = {broadcast.purpose: len(broadcast.blob)}
         if broadcast.purpose == "weights":
             parts = _apart(len(broadcast.blob), self._downlink.scales(broadcast.blob, self.initial))
@@ -204,7 +211,7 @@ class CodedGrid(Grid):
     def _count_up(self, sent: _Sent, reply: Message) -> None:
         message, array, control = Sizes().of(reply), packed(reply, ARRAYS), packed(reply, CONTROL)
         if array is None:
-            return self._count(sent, "up", message, {"evaluation" if sent.broadcast else "roll-call": 0})
+            return self._count(sent, "up", message, {sent.purpose: 0})
         parts = _apart(len(array.data), self._uplink.scales(array.data, self.initial))
         self._count(sent, "up", message, parts | {"control": len(control.data) if control else 0})
 
@@ -244,7 +251,7 @@ class CodedGrid(Grid):
         examples, figures = metrics(reply)
         state: State = {}
         control: State = {}
-        if sent.broadcast and reply.metadata.message_type.startswith("train"):
+        if sent.broadcast and sent.purpose == "metrics":  # the message was to train on
             array, more = packed(reply, ARRAYS), packed(reply, CONTROL)
             if array is None:
                 raise UpdateError("the reply carries no packed model")

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from fedpara.errors import UpdateError
+from fedpara.errors import ConfigError, UpdateError
 from fedpara.parametrize import FedPara, LowRank, PFedPara, parametrize_
-from fedpara.sharing import load_shared_, local_names, shared_names, shared_state
+from fedpara.sharing import keep_local_, load_shared_, local_names, shared_names, shared_state, trained_parameters
 
 
 def network() -> nn.Sequential:
@@ -133,3 +133,44 @@ def test_extra_state_is_not_sent() -> None:
             assert state == {"steps": 3}
 
     assert shared_names(WithExtra(8, 8)) == ["weight", "bias"]
+
+
+def names(model: nn.Module, *what: str) -> set[str]:
+    return set(local_names(keep_local_(model, *what)))
+
+
+def test_one_declaration_says_what_stays() -> None:
+    every = set(network().state_dict())
+    lstm = {"5.weight_ih_l0", "5.weight_hh_l0", "5.bias_ih_l0", "5.bias_hh_l0"}
+    assert names(network(), "head") == lstm
+    assert names(network(), "body") == every - lstm
+    assert names(network(), "all") == every
+    assert shared_state(keep_local_(network(), "all")) == {}
+    assert names(network(), "norms") == {name for name in every if name.startswith("1.")}
+    assert names(network(), "biases") == {"0.bias", "1.bias", "3.bias", "5.bias_ih_l0", "5.bias_hh_l0"}
+    assert names(network(), "3") == {"3.weight", "3.bias"}
+    assert names(network(), "*.running_*", "0.weight") == {"1.running_mean", "1.running_var", "0.weight"}
+    assert names(network()) == set()
+
+
+def test_declarations_go_with_every_parametrization_and_add_up() -> None:
+    model = parametrize_(network(), PFedPara(gamma=0.2))
+    before = set(local_names(model))
+    assert names(model, "biases") == before | {"0.bias", "1.bias", "3.bias", "5.bias_ih_l0", "5.bias_hh_l0"}
+    head = names(parametrize_(network(), FedPara(gamma=0.2)), "head")
+    assert {name.partition(".")[0] for name in head} == {"5"}
+    assert len(head) == 2 * 4 + 2
+    assert names(keep_local_(network(), "norms"), "3") == names(network(), "norms", "3")
+    assert local_names(copy.deepcopy(model)) == local_names(model)
+
+
+def test_trained_parameters_are_the_shared_ones_that_have_gradients() -> None:
+    model = keep_local_(network(), "head")
+    model[3].weight.requires_grad_(False)
+    assert set(trained_parameters(model)) == {"0.weight", "0.bias", "1.weight", "1.bias", "3.bias"}
+
+
+@pytest.mark.parametrize(("what", "words"), [("heads", "mean 'head'"), ("7", "layers: 0, 1, 3, 5"), ("", "head, body")])
+def test_a_name_that_nothing_has_is_an_error_with_those_there_are(what: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        keep_local_(network(), what)
