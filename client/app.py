@@ -16,11 +16,11 @@ from fedpara.errors import DataError
 from fedpara.seeds import generator_for
 from fedpara.sharing import trained_parameters
 from fedpara.task import Examples, Metrics
-from fedpara.wire import ARRAYS, CONFIG, CONTROL, EVALUATION, EXAMPLES, FINE_TUNE, METRICS, ROUND, SETTINGS
+from fedpara.wire import ARRAYS, CONFIG, CONTROL, EVALUATION, EXAMPLES, FINE_TUNE, METRICS, RANK_SHARE, ROUND, SETTINGS
 
 from .codec_mod import codec_mod
 from .methods import build_method
-from .runtime import Runtime, client_name, runtime_for, state_folder
+from .runtime import Runtime, client_name, rank_share, runtime_for, state_folder
 from .state import ClientState
 from .training import one_factor
 from .training import train as train_locally
@@ -99,9 +99,10 @@ def evaluate(message: Message, context: Context) -> Message:
 @app.query()
 def roll_call(message: Message, context: Context) -> Message:
     """Who is there: the client's name, and the versions it runs."""
-    _, client = _who(message, context)
-    versions = {"fedpara": fedpara.__version__, "torch": str(torch.__version__)}
-    return Message(RecordDict({CONFIG: ConfigRecord({"client": client, **versions})}), reply_to=message)
+    runtime, client = _who(message, context)
+    facts = {"fedpara": fedpara.__version__, "torch": str(torch.__version__)}
+    record = ConfigRecord({"client": client, **facts, RANK_SHARE: rank_share(runtime, context)})
+    return Message(RecordDict({CONFIG: record}), reply_to=message)
 
 
 def _who(message: Message, context: Context) -> tuple[Runtime, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from functools import lru_cache
@@ -9,13 +10,14 @@ from pathlib import Path
 
 import torch
 from flwr.app import Context
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedpara.codec import codec
 from fedpara.config import Recipe, read_recipe
 from fedpara.device import find_device
 from fedpara.errors import ConfigError
 from fedpara.sharing import load_shared_, local_names, shared_names, trained_parameters
+from fedpara.slices import narrow_
 from fedpara.task import ClientData, build_model, build_task
 
 
@@ -27,13 +29,27 @@ class Runtime:
         torch.set_num_threads(threads or self.recipe.threads)
         self.device = find_device(device)
         self.task = build_task(self.recipe, data_dir=data_dir)
-        self.model = build_model(self.recipe, self.task)
-        self.initial = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
-        self.shared = {name: self.initial[name] for name in shared_names(self.model)}
-        self.local = local_names(self.model)
-        self.trained = {name: self.initial[name] for name in trained_parameters(self.model)}
         self.uplink = codec(self.recipe.uplink)
+        self._narrowed: dict[float, Runtime] = {}
+        self._take(build_model(self.recipe, self.task))
+
+    def _take(self, model: nn.Module) -> None:
+        self.model = model
+        self.initial = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        self.shared = {name: self.initial[name] for name in shared_names(model)}
+        self.trained = {name: self.initial[name] for name in trained_parameters(model)}
+        self.local = local_names(model)
         self.model.to(self.device)
+
+    def narrowed(self, share: float) -> Runtime:
+        """The same with a share of every rank, built once."""
+        if share == 1:
+            return self
+        if share not in self._narrowed:
+            narrow = copy.copy(self)
+            narrow._take(narrow_(build_model(self.recipe, self.task), share))
+            self._narrowed[share] = narrow
+        return self._narrowed[share]
 
     @lru_cache(maxsize=1024)  # noqa: B019  the runtime lives as long as its process
     def data(self, client: str) -> ClientData:
@@ -65,9 +81,27 @@ def _runtime(settings: str, data_dir: str, device: str, threads: int) -> Runtime
 def runtime_for(settings: str, context: Context) -> Runtime:
     """The warm runtime for these settings on this node."""
     device = str(node_value(context, "device") or "cpu")
-    return _runtime(
+    whole = _runtime(
         settings, str(node_value(context, "data-dir") or ""), device, int(node_value(context, "threads") or 0)
     )
+    return whole.narrowed(rank_share(whole, context))
+
+
+def rank_share(runtime: Runtime, context: Context) -> float:
+    """The share of the common ranks that this client holds: its node's own, else the recipe's at its place."""
+    shares = runtime.recipe.rank_shares
+    if given := context.node_config.get("rank-share"):
+        if float(given) not in shares:
+            raise ConfigError(
+                f"rank-share = {given} of this node is none of the recipe's rank_shares {list(shares)}: "
+                "take one of them, or leave it out"
+            )
+        return float(given)
+    if not shares:
+        return 1.0
+    population = list(runtime.task.population(runtime.recipe.clients))
+    name = client_name(runtime, context)
+    return shares[population.index(name) % len(shares)] if name in population else 1.0
 
 
 def node_value(context: Context, key: str) -> str | float | int | bool | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -29,6 +31,8 @@ def train(
 ) -> Metrics:
     """Train ``model`` in place for the round's local epochs; the mean loss, over the client's examples.
 
+    With a limit in seconds, training ends after it, with a step at least; "work" then says what share was done.
+
     Order, augmentation and dropout come from ``generator`` and from torch's global generator seeded by it, so that a
     client's result depends on the recipe's seed, the round and the client's name alone.
     """
@@ -38,16 +42,21 @@ def train(
     model.train()
     optimizer = task.optimizer(model, training, training.lr * training.lr_decay ** (round - 1))
     total, steps = torch.zeros((), device=device), 0
+    end = time.monotonic() + training.seconds if training.seconds else math.inf
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
         for _ in range(training.epochs):
             for indices in batches(count, training.batch_size, generator):
+                if steps and time.monotonic() > end:
+                    break
                 batch = tuple(part.to(device) for part in task.prepare(data.train.batch(indices), generator))
                 total += step(task, model, optimizer, batch, method, clip=training.clip)
                 steps += 1
     if method:
         method.finish(optimizer)
-    return Metrics(count, {"loss": float(total) / steps})
+    planned = training.epochs * len(batches(count, training.batch_size, generator))
+    work = {"work": steps / planned} if training.seconds else {}
+    return Metrics(count, {"loss": float(total) / steps, **work})
 
 
 @contextmanager

@@ -69,9 +69,17 @@ class StreamingMean:
         Raises:
             UpdateError: nothing was added.
         """
+        return {name: restore(mean, self._like[name].dtype) for name, mean in self.wide().items()}
+
+    def wide(self) -> dict[str, Tensor]:
+        """The mean so far as it is held: float32 or float64, integers and booleans unrounded. Not copies.
+
+        Raises:
+            UpdateError: nothing was added.
+        """
         if not self._count:
             raise UpdateError("no update to average: every client failed, was refused or did not answer")
-        return {name: _restore(mean, self._like[name].dtype) for name, mean in self._mean.items()}
+        return self._mean
 
 
 def check_update(state: State, like: State) -> None:
@@ -135,7 +143,8 @@ def _accumulator(tensor: Tensor) -> torch.dtype:
     return torch.float32 if tensor.is_floating_point() and tensor.dtype.itemsize <= 4 else torch.float64
 
 
-def _restore(mean: Tensor, dtype: torch.dtype) -> Tensor:
+def restore(mean: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mean in the dtype of what it is the mean of: integers rounded, booleans by majority (a tie is False)."""
     if dtype == torch.bool:
         return mean > 0.5
     return mean.to(dtype, copy=True) if dtype.is_floating_point else mean.round().to(dtype)

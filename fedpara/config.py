@@ -51,6 +51,7 @@ class Training:
     momentum: float = setting(0.0, "momentum of SGD, started afresh every round", low=0, high=1)
     weight_decay: float = setting(0.0, "weight decay of SGD", low=0)
     clip: float = setting(0.0, "largest gradient norm; 0: no clipping", low=0)
+    seconds: float = setting(0.0, "local training ends after so many seconds, wherever it is; 0: never", low=0)
 
 
 _ADAPTIVE = ("fedadam", "fedyogi", "fedadagrad")
@@ -92,6 +93,10 @@ class Recipe:
     local: tuple[str, ...] = setting(
         (), "what stays with each client: head, body, norms, biases, all, or names of layers and tensors"
     )
+    rank_shares: tuple[float, ...] = setting(
+        (),
+        "shares of the common ranks that clients hold, in turn over the population: 1,0.25; a node may choose its own",
+    )
     uplink: str = setting("fp32", "codec of what clients send")
     downlink: str = setting("fp32", "codec of what the server sends")
     differences: bool = setting(True, "send a client the difference to what it is known to hold, where that is smaller")
@@ -125,6 +130,9 @@ class Recipe:
             raise ConfigError(
                 f"cohort = {self.cohort} is larger than clients = {self.clients}: lower cohort or raise clients"
             )
+        for share in self.rank_shares:
+            if not 0 < share <= 1:
+                raise ConfigError(f"rank_shares = {share}: a share of the ranks is above 0 and at most 1")
         for item in dataclasses.fields(self.optimiser):
             users = item.metadata["of"]
             if getattr(self.optimiser, item.name) != item.default and self.strategy not in users:

@@ -229,10 +229,14 @@ def build_model(recipe: Recipe, task: Task, *, parametrization: str | None = Non
     What stays with the clients is declared on it.
     """
     from .sharing import keep_local_
+    from .slices import nest_
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        return keep_local_(parametrize_as(task.model(), recipe, parametrization), *recipe.local)
+        model = parametrize_as(task.model(), recipe, parametrization)
+        if recipe.rank_shares:
+            nest_(model, min(recipe.rank_shares))
+        return keep_local_(model, *recipe.local)
 
 
 def parametrize_as(model: nn.Module, recipe: Recipe, parametrization: str | None = None) -> nn.Module:

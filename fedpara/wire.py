@@ -19,6 +19,7 @@ PACKED, SEED = "fedpara.packed", "fedpara.seed"  # serialisation types of the on
 EXAMPLES = "num-examples"  # weight of a reply, the key that Flower's strategies look for
 ROUND = "server-round"
 FINE_TUNE = "fine-tune"  # epochs of training before an evaluation
+RANK_SHARE = "rank-share"  # of the common ranks, that a client holds
 RETRY = "retry"  # set in a message that is sent again
 NOT_HELD = 1002  # error code of a client that lacks the model which a broadcast is the difference to
 EVALUATION = "eval-"  # prefix of what a client measured on the model it received

@@ -19,11 +19,12 @@ from fedpara.checkpoint import Checkpoint
 from fedpara.codec import codec
 from fedpara.config import Recipe
 from fedpara.device import find_device
-from fedpara.errors import FedparaError
+from fedpara.errors import ConfigError, FedparaError
 from fedpara.parametrize import merge_
 from fedpara.run import Row, Run, RunWriter
 from fedpara.seeds import derive
 from fedpara.sharing import local_names, shared_state, trained_parameters
+from fedpara.slices import SlicedMean, rank_sides
 from fedpara.task import Metrics, Task, build_model, build_task
 from fedpara.wire import ARRAYS, CONFIG, CONTROL, EVALUATION, EXAMPLES, FINE_TUNE, RETRY, ROUND
 
@@ -56,7 +57,7 @@ class Observer(Protocol):
 class _Round:
     """What one round brought in."""
 
-    mean: StreamingMean
+    mean: SlicedMean
     control: StreamingMean
     weights: StreamingMean | None  # of the composed weights, where they are wanted
     trained: list[Metrics] = field(default_factory=list)
@@ -82,7 +83,8 @@ class Federation:
         dense = build_model(recipe, self.task, parametrization="none").state_dict()
         self.dense_payload = codec("fp32").size(dense)
         self.observer = observer
-        self.grid = CodedGrid(grid, recipe, self.initial, control=trained)
+        self.sides = rank_sides(self.evaluator.model)
+        self.grid = CodedGrid(grid, recipe, self.initial, control=trained, sides=self.sides)
         self.writer = RunWriter(folder, recipe, resume=resume)  # after all that can be wrong with the recipe
         self.grid.ledger = self.writer.ledger
         self.grid.memory = ClientMemory(folder / "held")
@@ -97,6 +99,7 @@ class Federation:
         self.observer.started(self.recipe, self.task, self._facts(), self.writer.rows)
         if not self._done():
             roster = call_the_roll(self.grid, self.recipe.clients, self.recipe.cohort)
+            self._check_shares()
             while not self._done():
                 self._round(len(self.writer.rows) + 1, roster)
         summary = self._summary()
@@ -104,6 +107,18 @@ class Federation:
         self.writer.finish(summary, merge_(self.evaluator.model))
         self.observer.finished(summary, self.writer.folder)
         return Run(self.writer.folder)
+
+    def _check_shares(self) -> None:
+        """Raises ConfigError where clients of unequal rank meet a method that cannot do with them."""
+        if set(self.grid.shares.values()) <= {1.0}:
+            return
+        self.composes = False  # weights of unequal rank have no common mean to compare with
+        for key, value, trouble in (
+            ("strategy", self.recipe.strategy, self.strategy.sends_control),
+            ("averaging", self.recipe.averaging, self.recipe.averaging == "weights"),
+        ):
+            if trouble:
+                raise ConfigError(f"{key} = '{value}' needs every client at its full rank: leave rank-shares out")
 
     def _done(self) -> bool:
         """Whether every round is done, or the measure has come as far as it is wanted."""
@@ -196,14 +211,14 @@ class Federation:
 
     def _new_round(self) -> _Round:
         weights = StreamingMean(self.averaging.compose(self.initial)) if self.composes else None
-        return _Round(StreamingMean(self.initial), StreamingMean(self.strategy.trained), weights)
+        return _Round(SlicedMean(self.initial, self.sides), StreamingMean(self.strategy.trained), weights)
 
     def _aggregate(self, round: int, result: _Round, clients: int) -> float | None:
         """Make the cohort's means the next model; how far the factors' mean is from the weights', if it is measured."""
         if not result.mean.count:
             log.warning("round %d: no usable reply, the model stays as it was", round)
             return None
-        model, gap = result.mean.result(), None
+        model, gap = result.mean.result(self.model), None
         if result.weights is not None:
             weights = result.weights.result()
             gap = self.averaging.gap(self.model, model, weights)
@@ -223,7 +238,7 @@ class Federation:
             check_update(update.state, self.initial)
             composed = self.averaging.compose(update.state)
             check_update(composed, composed)  # finite factors may have a product that is not
-        result.mean.add(update.state, weight)  # from here on nothing can be refused
+        result.mean.add(update.state, weight, update.share)  # from here on nothing can be refused
         if self.strategy.sends_control:
             result.control.add(update.control, weight)
         if result.weights is not None:
@@ -262,7 +277,8 @@ class Federation:
         return {
             "round": round,
             **evaluated.values,
-            "train_loss": Metrics.mean(result.trained).values.get("loss"),
+            "train_loss": None,
+            **{f"train_{name}": value for name, value in Metrics.mean(result.trained).values.items()},
             **{f"client_{name}": value for name, value in Metrics.mean(result.judged).values.items()},
             "cohort": cohort,
             "replies": result.mean.count,

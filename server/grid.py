@@ -17,6 +17,7 @@ from fedpara.config import Recipe, client_settings
 from fedpara.errors import FedparaError, UpdateError
 from fedpara.ledger import Direction, Ledger
 from fedpara.seeds import generator_for
+from fedpara.slices import Sides, cut
 from fedpara.wire import (
     ARRAYS,
     CONFIG,
@@ -71,6 +72,7 @@ class Update:
     examples: int
     metrics: Mapping[str, float]
     control: State = field(default_factory=dict)  # what the method sends beside the weights
+    share: float = 1.0  # of the ranks
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ class CodedGrid(Grid):
         recipe: codecs, seed and what clients must know.
         initial: the shared tensors as they come out of the recipe's seed; the schema of every payload.
         control: the schema of what a method sends beside the weights, if it does.
+        sides: `rank_sides` of the model, where clients may hold a share of its ranks.
         ledger: receives every message sent and received, dropped ones too.
         memory: what clients are known to hold; a new one by default.
     """
@@ -107,6 +110,7 @@ class CodedGrid(Grid):
         memory: ClientMemory | None = None,
         *,
         control: State | None = None,
+        sides: Sides | None = None,
     ) -> None:
         self.inner = inner
         self.recipe = recipe
@@ -115,6 +119,9 @@ class CodedGrid(Grid):
         self.ledger = Ledger() if ledger is None else ledger
         self.memory = ClientMemory() if memory is None else memory
         self.names: dict[int, str] = {}  # node id -> client, once the roll was called
+        self.shares: dict[str, float] = {}  # client -> its share of the ranks; all of them where it is not named
+        self._sides = sides or {}
+        self._firsts: dict[float, State] = {1.0: initial}  # the initial model, for each share
         self._settings = client_settings(recipe)
         self._downlink, self._uplink = codec(recipe.downlink), codec(recipe.uplink)
         self._sent: dict[str, _Sent] = {}
@@ -128,14 +135,23 @@ class CodedGrid(Grid):
         Any other goes as the difference to the nearest model that the client holds: the one it last took part with, or
         the initial one, which it can build itself; whole where zero is nearer than both.
         """
-        if self.recipe.first_broadcast == "seed" and _same(state, self.initial):
-            return Broadcast(state, {}, pack_seed(self.recipe.seed, self.initial), "seed")
+        initial = self.first(client)
+        state = cut(state, self._sides, self.shares.get(client or "", 1.0))
+        if self.recipe.first_broadcast == "seed" and _same(state, initial):
+            return Broadcast(state, {}, pack_seed(self.recipe.seed, initial), "seed")
         key, reference = self._reference(state, client)
         generator = generator_for(self.recipe.seed, "downlink", round, key)
         blob = self._downlink.encode(state, reference=reference, generator=generator)
-        received = self._downlink.decode(blob, self.initial, reference=reference)
+        received = self._downlink.decode(blob, initial, reference=reference)
         lost = {name: own - received[name] for name, own in state.items() if not torch.equal(own, received[name])}
         return Broadcast(received, lost, blob, "weights")
+
+    def first(self, client: str | None) -> State:
+        """The initial model as this client has it: its share of the ranks."""
+        share = self.shares.get(client or "", 1.0)
+        if share not in self._firsts:
+            self._firsts[share] = cut(self.initial, self._sides, share)
+        return self._firsts[share]
 
     def _reference(self, state: State, client: str | None) -> tuple[str, Mapping[str, Tensor] | None]:
         """The model to which the difference is sent, and its name."""
@@ -143,20 +159,21 @@ class CodedGrid(Grid):
             return "", None
         nearest: tuple[float, str, Mapping[str, Tensor] | None] = (_distance(state), "", None)
         held = self.memory.find(client) if client else {}
-        for key, candidate in {"initial": self.initial, **held}.items():
-            nearest = min(nearest, (_distance(state, candidate), key, candidate), key=lambda found: found[0])
+        for key, candidate in {"initial": self.first(client), **held}.items():
+            if all(candidate[name].shape == tensor.shape for name, tensor in state.items()):
+                nearest = min(nearest, (_distance(state, candidate), key, candidate), key=lambda found: found[0])
         return nearest[1:]
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Encode, count and send. A content that messages share is encoded once for all clients that hold the same."""
         contents: dict[int, _Content] = {}
-        coded: dict[tuple[int, str | None], tuple[RecordDict, Broadcast | None]] = {}
+        coded: dict[tuple[int, str | None, float], tuple[RecordDict, Broadcast | None]] = {}
         outgoing = list(messages)
         sent = []
         for message in outgoing:
             plain, client = message.content, self.client(message.metadata.dst_node_id)
             content = contents[id(plain)] = contents.get(id(plain)) or self._content(plain)
-            place = id(plain), self.memory.key(client)
+            place = id(plain), self.memory.key(client), self.shares.get(client, 1.0)
             if place not in coded:
                 coded[place] = self._pack(content, client)
             message.content, broadcast = coded[place]
@@ -205,14 +222,14 @@ class CodedGrid(Grid):
             return self._count(sent, "down", message, {sent.purpose: payload})
         parts = {broadcast.purpose: len(broadcast.blob)}
         if broadcast.purpose == "weights":
-            parts = _apart(len(broadcast.blob), self._downlink.scales(broadcast.blob, self.initial))
+            parts = _apart(len(broadcast.blob), self._downlink.scales(broadcast.blob, broadcast.received))
         self._count(sent, "down", message, parts | {"control": len(broadcast.control)})
 
     def _count_up(self, sent: _Sent, reply: Message) -> None:
         message, array, control = Sizes().of(reply), packed(reply, ARRAYS), packed(reply, CONTROL)
         if array is None:
             return self._count(sent, "up", message, {sent.purpose: 0})
-        parts = _apart(len(array.data), self._uplink.scales(array.data, self.initial))
+        parts = _apart(len(array.data), self._uplink.scales(array.data, self.first(sent.client)))
         self._count(sent, "up", message, parts | {"control": len(control.data) if control else 0})
 
     def _count(self, sent: _Sent, direction: Direction, message: int, parts: Mapping[str, int]) -> None:
@@ -259,14 +276,14 @@ class CodedGrid(Grid):
             control = self._uplink.decode(more.data, self.control) if more else {}
             if self.recipe.differences and sent.broadcast.purpose != "seed":
                 self.memory.hold(sent.client, sent.broadcast.received)
-        return Update(sent.client, state, examples, figures, control)
+        return Update(sent.client, state, examples, figures, control, self.shares.get(sent.client, 1.0))
 
     def _change(self, broadcast: Broadcast, blob: bytes) -> State:
         """The server's own model plus what the client changed on the one it received.
 
         The two differ by what the downlink's codec rounded away, which is thus never lost to the server.
         """
-        trained = self._uplink.decode(blob, self.initial, reference=broadcast.received)
+        trained = self._uplink.decode(blob, broadcast.received, reference=broadcast.received)
         for name, lost in broadcast.lost.items():
             trained[name] += lost
         return trained

@@ -8,7 +8,8 @@ import time
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 
 from fedpara.errors import FederationError, FedparaError, UpdateError
-from fedpara.wire import CONFIG, ROUND
+from fedpara.slices import check_share
+from fedpara.wire import CONFIG, RANK_SHARE, ROUND
 
 from .grid import CodedGrid
 
@@ -25,6 +26,8 @@ def call_the_roll(grid: CodedGrid, clients: int, cohort: int, wait: float = WAIT
     known = getattr(grid.inner, "clients", None)  # the in-process runtime knows its clients
     if known is not None:
         grid.names = {node: name for name, node in known.items()}
+        shares = grid.recipe.rank_shares or (1.0,)
+        grid.shares = {name: shares[place % len(shares)] for place, name in enumerate(known)}
         return dict(known)
     nodes = _wait_for_nodes(grid, clients, wait)
     content = RecordDict({CONFIG: ConfigRecord({ROUND: 0})})
@@ -33,25 +36,30 @@ def call_the_roll(grid: CodedGrid, clients: int, cohort: int, wait: float = WAIT
     for reply in grid.replies([message_id for message_id in ids if message_id], wait):
         try:
             grid.open(reply)
-            name = _name(reply)
+            name, share = _introduction(reply)
         except FedparaError as error:
             log.warning("node %d does not take part: %s", reply.metadata.src_node_id, error)
             continue
         if name in found:
             raise FederationError(f"two nodes call themselves '{name}': give each its own name or partition-id")
         found[name] = reply.metadata.src_node_id
+        grid.shares[name] = share
     if len(found) < cohort:
         raise FederationError(f"{len(found)} of {clients} clients answered, a round needs {cohort}: start the others")
     grid.names = {node: name for name, node in found.items()}
     return dict(sorted(found.items()))
 
 
-def _name(reply: Message) -> str:
-    """The name in an answer to the roll-call. Raises UpdateError where there is none."""
+def _introduction(reply: Message) -> tuple[str, float]:
+    """The name in an answer to the roll-call, and the share of the ranks. Raises FedparaError where they are none."""
     record = reply.content.config_records.get(CONFIG)
     if record is None or not record.get("client"):
         raise UpdateError("the answer to the roll-call carries no name")
-    return str(record["client"])
+    share = record.get(RANK_SHARE, 1.0)
+    if not isinstance(share, int | float):
+        raise UpdateError(f"rank share {share!r} is no number")
+    check_share(share)
+    return str(record["client"]), float(share)
 
 
 def _wait_for_nodes(grid: CodedGrid, clients: int, wait: float) -> list[int]:

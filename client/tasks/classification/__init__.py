@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from fedpara.data import (
     split_holdout,
 )
 from fedpara.models import build_model
+from fedpara.seeds import generator_for
 from fedpara.task import Batch, ClientData, Examples, Metrics, Task, TensorExamples, register_task
 
 EVALUATION_BATCH = 256
@@ -41,6 +42,21 @@ SCALES = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
 }
+
+
+@dataclass(frozen=True)
+class Semi:
+    """Training with few labels: the [classification.semi] table."""
+
+    labelled: float = setting(1.0, "share of each client's training examples whose labels it knows", above=0, high=1)
+    threshold: float = setting(0.95, "probability from which a prediction serves as a label", above=0, high=1)
+    weight: float = setting(1.0, "weight of the loss on unlabelled examples; 0: leave them out", low=0)
+    ratio: int = setting(1, "unlabelled examples in a step for each labelled one", low=1)
+    strong: Augmentation = field(default_factory=lambda: STRONG)
+
+
+# What a prediction must stand: as far as an image can be bent and still be told apart.
+STRONG = Augmentation(shift=3, rotate=30, scale=0.25, shear=20, elastic=1.0)
 
 
 @dataclass(frozen=True)
@@ -57,8 +73,31 @@ class Options:
     partition: str = setting("iid", "who gets what", choices=("iid", "dirichlet", "labels", "shards", "owner"))
     alpha: float = setting(0.5, "concentration of the Dirichlet partition: small is uneven", above=0)
     labels: int = setting(2, "labels a client of the labels partition, shards of the shards partition", low=1)
+    fraction: float = setting(1.0, "share of each client's training examples that it uses", above=0, high=1)
     holdout: float = setting(0.1, "share of a client's examples on which it judges the global model", low=0, high=0.9)
     augment: Augmentation = field(default_factory=Augmentation)
+    semi: Semi = field(default_factory=Semi)
+
+
+@dataclass(frozen=True)
+class PartlyLabelled:
+    """A client's examples, of which it knows some labels: a batch joins labelled ones with any."""
+
+    images: Tensor
+    labels: Tensor
+    known: Tensor  # places of the labelled ones
+    ratio: int
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batch(self, indices: Tensor) -> Batch:
+        """Labelled images, their labels, and the images at ``indices``, `ratio` times as many, taken as unlabelled.
+
+        Which labelled ones follows from the indices, in random order themselves: all come up equally often.
+        """
+        chosen = self.known[indices[: -(-len(indices) // self.ratio)] % len(self.known)]
+        return self.images[chosen], self.labels[chosen], self.images[indices]
 
 
 @register_task("classification")
@@ -110,25 +149,62 @@ class Classification(Task):
         indices = self.split(clients).indices(client)
         parts = split_holdout(indices, self.options.holdout, seed=self.seed, client=client)
         train, held_out = (torch.from_numpy(part) for part in parts)
+        train = self._some(train, self.options.fraction, "fraction", client)
         pixels, labels = self.images.train.images, self.images.train.labels
-        own = TensorExamples((pixels[train], labels[train]))
+        own: Examples = TensorExamples((pixels[train], labels[train]))
+        if self.options.semi.labelled < 1:
+            known = self._some(torch.arange(len(train)), self.options.semi.labelled, "labelled", client)
+            own = PartlyLabelled(pixels[train], labels[train], known, self.options.semi.ratio)
         return ClientData(own, TensorExamples((pixels[held_out], labels[held_out])) if len(held_out) else None)
+
+    def _some(self, places: Tensor, share: float, purpose: str, client: str) -> Tensor:
+        """A share of these, at least one, drawn from the seed and the client's name; in their order."""
+        if share == 1:
+            return places
+        count = max(1, round(share * len(places)))
+        order = torch.randperm(len(places), generator=generator_for(self.seed, purpose, client))
+        return places[order[:count].sort().values]
 
     def server_data(self) -> Examples | None:
         return TensorExamples((self.images.test.images, self.images.test.labels))
 
     def prepare(self, batch: Batch, generator: torch.Generator) -> Batch:
-        images, labels = batch
-        classes = len(self.images.classes)
-        images, targets = augment(images.float() / 255, labels, self.options.augment, classes, generator)
+        images, labels, *more = batch
+        images, targets = self._augmented(images, labels, self.options.augment, generator)
+        if not (more and self.options.semi.weight):
+            return images, targets
+        unknown = torch.zeros(len(more[0]), dtype=torch.long)
+        weak, _ = self._augmented(more[0], unknown, replace(self.options.augment, cutmix=0), generator)
+        strong, _ = self._augmented(more[0], unknown, replace(self.options.semi.strong, cutmix=0), generator)
+        return images, targets, weak, strong
+
+    def _augmented(
+        self, images: Tensor, labels: Tensor, how: Augmentation, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        images, targets = augment(images.float() / 255, labels, how, len(self.images.classes), generator)
         return self._scaled(images), targets
 
     def example_input(self) -> Batch:
         return (self._scaled(self.images.test.images[:4].float() / 255),)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        images, targets = batch  # class indices, or shares of classes where samples were mixed
-        return F.cross_entropy(model(images), targets)
+        """Cross-entropy; with unlabelled examples ``+ weight · FixMatch``.
+
+        FixMatch (Sohn et al., NeurIPS 2020, Equation 4): the mean over the unlabelled of
+        1[max q ≥ τ] H(argmax q, p(strong)), q the prediction for the weakly augmented image.
+        """
+        images, targets, *more = batch  # class indices, or shares of classes where samples were mixed
+        loss = F.cross_entropy(model(images), targets)
+        if not more:
+            return loss
+        weak, strong = more
+        with torch.no_grad():
+            sure, guesses = model(weak).softmax(1).max(1)
+        taken = sure >= self.options.semi.threshold
+        if not taken.any():
+            return loss
+        unlabelled = F.cross_entropy(model(strong[taken]), guesses[taken], reduction="sum") / len(strong)
+        return loss + self.options.semi.weight * unlabelled
 
     def evaluate(self, model: nn.Module, examples: Examples, device: torch.device) -> Metrics:
         loss = correct = torch.zeros((), device=device, dtype=torch.float64)
