@@ -43,7 +43,7 @@ class Runtime:
 
     def narrowed(self, share: float) -> Runtime:
         """The same with a share of every rank, built once."""
-        if share == 1:
+        if share in (0, 1):  # who is left out says so at the roll-call, and no more
             return self
         if share not in self._narrowed:
             narrow = copy.copy(self)

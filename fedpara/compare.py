@@ -156,6 +156,8 @@ def _row(entry: Entry, aim: float | None, link: Link) -> dict[str, Any]:
         "bytes": sum(ways.values()) if whole else None,
         "message_bytes": sum(row["message"] for row in sent) if whole else None,
         "bytes_of_all_rounds": entry.run.ledger.total(),
+        "parameters_sent": entry.run.summary.get("shared_parameters"),
+        "factor_gap": _mean([row.get("factor_gap") for row in entry.run.rounds]),
         "link": link.name,
         "seconds_on_link": _on_link(sent, link) if whole else None,
     }
@@ -191,7 +193,7 @@ def _headers(found: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     return ("method", str(found[0]["measure"]), *_FIGURES)
 
 
-_FIGURES = ("reached", "rounds", "up", "down", "bytes", "times fewer", "s on link")
+_FIGURES = ("reached", "rounds", "parameters", "up", "down", "bytes", "times fewer", "s on link")
 
 
 def _cells(found: Sequence[Mapping[str, Any]], baseline: str | None) -> list[list[str]]:
@@ -211,6 +213,7 @@ def _cells(found: Sequence[Mapping[str, Any]], baseline: str | None) -> list[lis
                 f"{figure(statistics.fmean(last), own[0]['measure'])}{_spread(last, own[0]['measure'])}",
                 f"{len(reached)}/{len(own)}",
                 "–" if mean["rounds"] is None else f"{mean['rounds']:.1f}",
+                "–" if own[0]["parameters_sent"] is None else f"{own[0]['parameters_sent']:,}",
                 *("–" if mean[key] is None else bytes_text(mean[key] or 0) for key in ("up", "down", "bytes")),
                 fewer if len(reached) == len(own) else f"({fewer})",
                 "–" if mean["seconds_on_link"] is None else f"{mean['seconds_on_link']:.1f}",

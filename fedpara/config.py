@@ -95,7 +95,7 @@ class Recipe:
     )
     rank_shares: tuple[float, ...] = setting(
         (),
-        "shares of the common ranks that clients hold, in turn over the population: 1,0.25; a node may choose its own",
+        "shares of the common ranks that clients hold, in turn over the population: 1,0.25; 0: left out",
     )
     uplink: str = setting("fp32", "codec of what clients send")
     downlink: str = setting("fp32", "codec of what the server sends")
@@ -130,9 +130,8 @@ class Recipe:
             raise ConfigError(
                 f"cohort = {self.cohort} is larger than clients = {self.clients}: lower cohort or raise clients"
             )
-        for share in self.rank_shares:
-            if not 0 < share <= 1:
-                raise ConfigError(f"rank_shares = {share}: a share of the ranks is above 0 and at most 1")
+        if any(not 0 <= share <= 1 for share in self.rank_shares) or (self.rank_shares and not any(self.rank_shares)):
+            raise ConfigError(f"rank_shares = {list(self.rank_shares)}: shares are from 0 (left out) to 1, not all 0")
         for item in dataclasses.fields(self.optimiser):
             users = item.metadata["of"]
             if getattr(self.optimiser, item.name) != item.default and self.strategy not in users:

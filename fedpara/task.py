@@ -235,7 +235,7 @@ def build_model(recipe: Recipe, task: Task, *, parametrization: str | None = Non
         torch.manual_seed(recipe.seed)
         model = parametrize_as(task.model(), recipe, parametrization)
         if recipe.rank_shares:
-            nest_(model, min(recipe.rank_shares))
+            nest_(model, min(share for share in recipe.rank_shares if share))
         return keep_local_(model, *recipe.local)
 
 

@@ -110,7 +110,7 @@ class Federation:
 
     def _check_shares(self) -> None:
         """Raises ConfigError where clients of unequal rank meet a method that cannot do with them."""
-        if set(self.grid.shares.values()) <= {1.0}:
+        if set(self.grid.shares.values()) <= {0.0, 1.0}:
             return
         self.composes = False  # weights of unequal rank have no common mean to compare with
         for key, value, trouble in (

@@ -28,7 +28,7 @@ def call_the_roll(grid: CodedGrid, clients: int, cohort: int, wait: float = WAIT
         grid.names = {node: name for name, node in known.items()}
         shares = grid.recipe.rank_shares or (1.0,)
         grid.shares = {name: shares[place % len(shares)] for place, name in enumerate(known)}
-        return dict(known)
+        return {name: node for name, node in known.items() if grid.shares[name]}
     nodes = _wait_for_nodes(grid, clients, wait)
     content = RecordDict({CONFIG: ConfigRecord({ROUND: 0})})
     ids = grid.push_messages([Message(content, node, MessageType.QUERY) for node in nodes])
@@ -43,11 +43,11 @@ def call_the_roll(grid: CodedGrid, clients: int, cohort: int, wait: float = WAIT
         if name in found:
             raise FederationError(f"two nodes call themselves '{name}': give each its own name or partition-id")
         found[name] = reply.metadata.src_node_id
-        grid.shares[name] = share
+        grid.shares[name] = float(share)
     if len(found) < cohort:
         raise FederationError(f"{len(found)} of {clients} clients answered, a round needs {cohort}: start the others")
     grid.names = {node: name for name, node in found.items()}
-    return dict(sorted(found.items()))
+    return {name: node for name, node in sorted(found.items()) if grid.shares[name]}
 
 
 def _introduction(reply: Message) -> tuple[str, float]:
@@ -58,7 +58,8 @@ def _introduction(reply: Message) -> tuple[str, float]:
     share = record.get(RANK_SHARE, 1.0)
     if not isinstance(share, int | float):
         raise UpdateError(f"rank share {share!r} is no number")
-    check_share(share)
+    if share:
+        check_share(share)
     return str(record["client"]), float(share)
 
 
