@@ -35,7 +35,7 @@ def train(message: Message, context: Context) -> Message:
     """Judge the model received on held-out data, train it on the client's own, send it back."""
     runtime, client = _who(message, context)
     round = int(message.content.config_records[CONFIG][ROUND])  # type: ignore[arg-type]
-    kept = ClientState(state_folder(context), client)
+    kept = ClientState(state_folder(message, context), client)
     before = kept.load(round) or {}
     _set_model(runtime, message, before)
     data = runtime.data(client)
@@ -78,7 +78,7 @@ def evaluate(message: Message, context: Context) -> Message:
     runtime, client = _who(message, context)
     config = message.content.config_records[CONFIG]
     round, epochs = int(config[ROUND]), int(config.get(FINE_TUNE, 0))  # type: ignore[arg-type]
-    _set_model(runtime, message, ClientState(state_folder(context), client).load(round + 1))
+    _set_model(runtime, message, ClientState(state_folder(message, context), client).load(round + 1))
     data = runtime.data(client)
     if data.held_out is None:
         raise DataError(f"client '{client}' holds no data back to evaluate on: set holdout, for example to 0.1")

@@ -31,7 +31,7 @@ def codec_mod(message: Message, context: Context, call_next: ClientAppCallable) 
     try:
         settings = message.content.config_records[SETTINGS]
         runtime = runtime_for(str(settings["recipe"]), context)
-        link = _Link(runtime, context, int(str(settings["key"])))
+        link = _Link(runtime, context, message)
         received = link.decode(message, str(settings["downlink"]))
         reply = call_next(message, context)
         if ARRAYS in reply.content.array_records:
@@ -51,10 +51,10 @@ class _NotHeldError(CodecError):
 class _Link:
     """One round of one client: what it holds of the server's models and owes to it is kept on its own disk."""
 
-    def __init__(self, runtime: Runtime, context: Context, round: int) -> None:
-        self.runtime, self.round = runtime, round
+    def __init__(self, runtime: Runtime, context: Context, message: Message) -> None:
+        self.runtime, self.round = runtime, int(str(message.content.config_records[SETTINGS]["key"]))
         self.client = client_name(runtime, context)
-        self.kept = ClientState(state_folder(context) / "link", self.client)
+        self.kept = ClientState(state_folder(message, context) / "link", self.client)
 
     def decode(self, message: Message, downlink: str) -> dict[str, Tensor]:
         """Replace the packed model in the message by plain arrays; the tensors that both sides now hold."""

@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-from flwr.app import Context
+from flwr.app import Context, Message
 from torch import Tensor, nn
 
 from fedpara.codec import codec
@@ -19,6 +19,7 @@ from fedpara.errors import ConfigError
 from fedpara.sharing import load_shared_, local_names, shared_names, trained_parameters
 from fedpara.slices import narrow_
 from fedpara.task import ClientData, build_model, build_task
+from fedpara.wire import SETTINGS
 
 
 class Runtime:
@@ -123,10 +124,16 @@ def client_name(runtime: Runtime, context: Context) -> str:
     return population[place]
 
 
-def state_folder(context: Context) -> Path:
-    """Where this node keeps what its clients do not share."""
+def state_folder(message: Message, context: Context) -> Path:
+    """Where this node keeps what its clients do not share, for one run of a federation.
+
+    By the run's own name and not by Flower's number for it: a server that resumes is a new run to Flower.
+    """
+    run = str(message.content.config_records[SETTINGS]["run"])
+    if not run.isalnum():
+        raise ConfigError(f"the server calls its run {run!r}: expected letters and digits")
     configured = node_value(context, "state-dir")
     if configured:
-        return Path(str(configured))
+        return Path(str(configured)) / run
     base = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
-    return base / "fedpara" / f"run-{context.run_id}"
+    return base / "fedpara" / run

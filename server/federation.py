@@ -91,6 +91,7 @@ class Federation:
         self.model = dict(self.initial)
         if self.writer.start:
             self.grid.memory.load(self.writer.start.extra.get("held", {}))
+            self.grid.run_name = self.writer.start.extra.get("run", self.grid.run_name)
             self.model = dict(self.writer.start.model)
             self.strategy.load_state_dict(self.writer.start.strategy)
 
@@ -155,7 +156,8 @@ class Federation:
             "evaluate": round_to(time.perf_counter() - aggregated_at),
         }
         held = self.grid.memory.save()
-        self.writer.finish_round(row, Checkpoint(round, self.model, self.strategy.state_dict(), {"held": held}))
+        extra = {"held": held, "run": self.grid.run_name}
+        self.writer.finish_round(row, Checkpoint(round, self.model, self.strategy.state_dict(), extra))
         self.grid.memory.prune()
         self.observer.finished_round(row)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -118,6 +119,7 @@ class CodedGrid(Grid):
         self.control = control or {}
         self.ledger = Ledger() if ledger is None else ledger
         self.memory = ClientMemory() if memory is None else memory
+        self.run_name = secrets.token_hex(4)  # clients keep what is theirs under it
         self.names: dict[int, str] = {}  # node id -> client, once the roll was called
         self.shares: dict[str, float] = {}  # client -> its share of the ranks; all of them where it is not named
         self._sides = sides or {}
@@ -202,7 +204,7 @@ class CodedGrid(Grid):
         records = {name: record for name, record in content.plain.items() if name not in (ARRAYS, CONTROL)}
         packed = RecordDict(records)
         settings = {"recipe": self._settings, "downlink": self.recipe.downlink, "key": str(content.round)}
-        packed[SETTINGS] = ConfigRecord(settings)
+        packed[SETTINGS] = ConfigRecord({**settings, "run": self.run_name})
         if ARRAYS not in content.plain.array_records:
             return packed, None
         broadcast = replace(self.encode(content.state, content.round, client), control=content.control)

@@ -132,7 +132,7 @@ def test_a_killed_server_resumes_to_the_same_bits(tmp_path):
 
 def test_what_a_pfedpara_client_keeps_stays_on_its_disk(tmp_path):
     result = run(tmp_path / "run", parametrization="pfedpara", gamma=0.5)
-    kept = list((tmp_path / "run" / "clients").glob("*/*.safetensors"))
+    kept = list((tmp_path / "run" / "clients").glob("*/*/*.safetensors"))
     assert kept
     names = set(load_file(kept[0]))
     assert names
@@ -172,7 +172,7 @@ def test_few_bits_both_ways_with_feedback_learn_and_resume_to_the_same_bits(tmp_
 
 def test_clients_that_lost_what_they_held_are_sent_all_of_the_model_once_more(tmp_path):
     run(tmp_path / "run", rounds=2, **FEW_BITS)
-    gone = [path for path in (tmp_path / "run" / "clients" / "link").iterdir() if path.is_dir()][:2]
+    gone = [path for path in (tmp_path / "run" / "clients").glob("*/link/*") if path.is_dir()][:2]
     for folder in gone:
         shutil.rmtree(folder)
     recipe = read_recipe(SMALL, {"rounds": 3, **FEW_BITS})

@@ -26,7 +26,7 @@ def run(folder, resume=False, **changes):
 
 def kept(run):
     """What each client holds of its own after the last round, by its folder's name."""
-    folders = [path for path in (run.folder / "clients").iterdir() if path.is_dir() and path.name != "link"]
+    folders = [path for path in (run.folder / "clients").glob("*/*") if path.name != "link"]
     return {path.name: load_file(max(path.glob("round-*"))) for path in folders}
 
 
@@ -89,7 +89,17 @@ def test_a_client_whose_disk_was_lost_starts_again_from_the_broadcast(tmp_path):
     shutil.rmtree(tmp_path / "run" / "clients")
     again = run(tmp_path / "run", resume=True, **METHODS["fedper"])
     assert not any(row["dropped"] for row in again.rounds)
-    assert ClientState(tmp_path / "run" / "clients", again.clients[0]["client"]).load(100)
+    (folder,) = (tmp_path / "run" / "clients").iterdir()
+    assert ClientState(folder, again.clients[0]["client"]).load(100)
+
+
+def test_a_second_run_on_the_same_disk_starts_afresh(tmp_path, monkeypatch):
+    """Under Flower a node's folder serves one run after the other."""
+    alone = run(tmp_path / "alone", **METHODS["fedper"], cohort=2, rounds=3)
+    run(tmp_path / "first", **METHODS["fedper"], seed=3)
+    shutil.move(tmp_path / "first" / "clients", tmp_path / "second" / "clients")
+    second = run(tmp_path / "second", **METHODS["fedper"], cohort=2, rounds=3)
+    assert second.clients == alone.clients
 
 
 def test_the_server_cannot_see_what_is_local(tmp_path):
