@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from .parametrize import Config
 
 
+PERSONAL, NEARLY_ZERO = 0.2, 0.01  # κ and ε: see `_personal`
+
+
 def root_mean_square(tensor: Tensor) -> float:
     return math.sqrt(float(tensor.detach().to("cpu", torch.float64).square().mean()))
 
@@ -32,6 +35,8 @@ def draw_factors(
     σ = (s/R)^{1/4} and (s/R²)^{1/6} for FedPara; the draw's own deviation, and tanh, are then measured and corrected.
     Rows that are zero in `weight` (a padding index, a zero-initialised layer) stay zero through zero rows of X1, which
     still receive gradients. Drawn on the generator's device, else on the CPU, so that every device starts alike.
+
+    pFedPara's W2 begins near zero, so that W is nearly W1, and its factors where they can learn: see `_personal`.
     """
     one_pair = pair_shapes(tuple(weight.shape), rank)
     # X1, Y1, X2, Y2, T1, T2
@@ -44,10 +49,30 @@ def draw_factors(
     device = generator.device if generator is not None else torch.device("cpu")
     dtype = torch.promote_types(weight.dtype, torch.float32)
     units = [torch.randn(shape, generator=generator, dtype=dtype, device=device) for shape in shapes]
-    std = _fitted_std(config, units, rms, rank)
+    # Where some stay with the client, X2, Y2 and T2 of pFedPara, the others alone make the weight at first.
+    fitted = [torch.zeros_like(unit) if index in config.local else unit for index, unit in enumerate(units)]
+    std = _fitted_std(config, fitted, rms, rank)
     factors = [unit * std for unit in units]
+    if config.local:
+        personal = _personal([units[index] for index in config.local if index < len(units)], rms, rank)
+        for index, factor in zip(config.local, personal, strict=False):  # no T2 of matrices
+            factors[index] = factor
     factors[0] = factors[0] * alive.to(device).unsqueeze(1)
     return tuple(factor.to(weight.device, weight.dtype) for factor in factors)
+
+
+def _personal(units: list[Tensor], rms: float, rank: int) -> list[Tensor]:
+    """pFedPara's X2, Y2, T2 for a weight W = W1 ⊙ (W2 + 1) of this rms: W2 of rms ε, so that W is nearly W1 at first.
+
+    What reaches W2 is the gradient of W times W1, which is small; drawn like W1's, its factors would learn s² times as
+    slowly as those, and no client would become personal. With R σ² = κ²/s² (of matrices, through Y2; with cores R σ² =
+    κ/s, through X2 and Y2) a step of SGD changes W1 ⊙ W2 by about κ² of what it changes a dense weight by (derived).
+    """
+    if len(units) == 2:
+        std = PERSONAL / (rms * math.sqrt(rank))
+        return [units[0] * (NEARLY_ZERO / (math.sqrt(rank) * std)), units[1] * std]
+    std = math.sqrt(PERSONAL / (rms * rank))
+    return [units[0] * std, units[1] * std, units[2] * (NEARLY_ZERO / (rank * std * std))]
 
 
 def _fitted_std(config: Config, units: list[Tensor], rms: float, rank: int) -> float:

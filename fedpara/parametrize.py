@@ -146,7 +146,7 @@ class PFedPara:
     kind: ClassVar[str] = "pfedpara"
     pairs: ClassVar[int] = 2
     degree: ClassVar[int] = 1
-    homogeneous: ClassVar[bool] = False
+    homogeneous: ClassVar[bool] = True  # in W1, which alone is fitted to a weight's rms
     local: ClassVar[tuple[int, ...]] = (2, 3, 5)  # X2, Y2, T2
     residual: ClassVar[bool] = False
 
@@ -172,9 +172,8 @@ class PFedPara:
         return linear.hadamard("plus_one", inputs, factors, bias, base)
 
     def pair_rms(self, rms: float) -> float:
-        """The rms that each pair X Yᵀ needs for W to have this rms."""
-        # Both pairs of variance v: Var W = v(1 + v), as E[W1] = 0.
-        return math.sqrt((math.sqrt(1 + 4 * rms * rms) - 1) / 2)
+        """The rms that X1 Y1ᵀ needs for W to have this rms, W2 being nearly zero at first."""
+        return rms
 
 
 @dataclass(frozen=True)

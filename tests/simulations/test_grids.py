@@ -1,5 +1,7 @@
 """The benchmarks' grids: every method is a recipe that can run, and says where it comes from."""
 
+from dataclasses import replace
+
 import pytest
 
 from fedpara.app import find_recipe
@@ -26,7 +28,7 @@ def test_every_method_of_a_grid_is_a_recipe(name):
         assert codec(recipe.downlink)
         assert recipe.strategy in STRATEGIES
         # What is compared is what is sent, or what is made of it: all train alike.
-        assert recipe.training == first.training
+        assert replace(recipe.training, lr=first.training.lr) == first.training
         assert recipe.cohort == first.cohort
 
 

@@ -1,5 +1,7 @@
 """One app in three runtimes: the same recipe and seed give the same accuracy and the same payload bytes."""
 
+import json
+
 import pytest
 
 import fedpara as fp
@@ -9,6 +11,9 @@ from tests.conftest import Silent
 from tests.flower import Flower, free_port, write_node_key, write_tls
 
 OVERRIDES = {"rounds": 3, "clients": 2, "cohort": 2, "epochs": 1}
+# What is kept on nodes between rounds: personal factors, control variates, residuals.
+PERSONAL = OVERRIDES | {"strategy": "scaffold", "parametrization": "pfedpara", "gamma": 0.5, "local": ["biases"]}
+PERSONAL |= {"uplink": "int4+feedback"}
 
 
 @pytest.fixture
@@ -25,8 +30,8 @@ def in_process(tmp_path_factory):
     return fp.simulate(recipe, folder=tmp_path_factory.mktemp("local") / "run", observer=Silent())
 
 
-def run_config(folder, **more):
-    overrides = ", ".join(f"{key} = {value}" for key, value in OVERRIDES.items())
+def run_config(folder, changes=OVERRIDES, **more):
+    overrides = ", ".join(f"{key} = {json.dumps(value)}" for key, value in changes.items())
     config = {"recipe": "digits", "overrides": overrides, "folder": str(folder), **more}
     return " ".join(f"{key}='{value}'" for key, value in config.items())
 
@@ -86,3 +91,19 @@ def test_superlink_and_two_supernodes_over_tls_give_the_same(flower, in_process,
     traffic = listed["network-traffic"]
     assert run.ledger.total("up", "message") == pytest.approx(traffic["inbound-bytes"], rel=0.01)
     assert run.ledger.total(unit="message") == pytest.approx(traffic["total-bytes"], rel=0.01)
+    check_resumed(flower, tmp_path)
+
+
+def check_resumed(flower, tmp_path):
+    """A second `flwr run` goes on where the first ended, and nodes find what they kept."""
+    folder = tmp_path / "personal"
+    flower.run_to_the_end("test", "--run-config", run_config(folder, PERSONAL | {"rounds": 2}))
+    whole = PERSONAL | {"final_evaluation": True}
+    flower.run_to_the_end("test", "--run-config", run_config(folder, whole, resume="yes"))
+    expected = fp.simulate(read_recipe(find_recipe("digits"), whole), folder=tmp_path / "alone", observer=Silent())
+    run = fp.Run(folder)
+    for row, other in zip(run.rounds, expected.rounds, strict=True):
+        assert (row["up"], row["down"], row["dropped"]) == (other["up"], other["down"], [])
+        assert row["client_accuracy"] == pytest.approx(other["client_accuracy"], abs=0.02)
+    assert [row["client"] for row in run.clients] == [row["client"] for row in expected.clients]
+    assert run.ledger.by("purpose").keys() >= {"weights", "scales", "control", "seed", "evaluation"}
