@@ -13,6 +13,7 @@ from torch import nn
 from fedpara.config import Training
 from fedpara.errors import DataError
 from fedpara.layers import factorised
+from fedpara.sharing import local_names
 from fedpara.task import ClientData, Metrics, Task
 
 from .methods import Method
@@ -41,6 +42,10 @@ def train(
         raise DataError("this client holds no training examples: give it data or leave it out")
     model.train()
     optimizer = task.optimizer(model, training, training.lr * training.lr_decay ** (round - 1))
+    if training.personal_lr != 1:
+        personal = set(local_names(model))
+        own = [parameter for name, parameter in model.named_parameters() if name in personal]
+        slow_down(optimizer, own, training.personal_lr)
     total, steps = torch.zeros((), device=device), 0
     end = time.monotonic() + training.seconds if training.seconds else math.inf
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -80,6 +85,16 @@ def one_factor(model: nn.Module, round: int) -> Iterator[None]:
     finally:
         for own in chosen:
             own.requires_grad_(True)
+
+
+def slow_down(optimizer: torch.optim.Optimizer, chosen: list[nn.Parameter], share: float) -> None:
+    """Give these parameters a share of their learning rate, whatever group they are in."""
+    names = {id(parameter) for parameter in chosen}
+    for group in list(optimizer.param_groups):
+        own = [parameter for parameter in group["params"] if id(parameter) in names]
+        if own:
+            group["params"] = [parameter for parameter in group["params"] if id(parameter) not in names]
+            optimizer.add_param_group({**group, "params": own, "lr": share * group["lr"]})
 
 
 def batches(count: int, size: int, generator: torch.Generator) -> list[torch.Tensor]:

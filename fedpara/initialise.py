@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .parametrize import Config
 
 
-PERSONAL, NEARLY_ZERO = 0.2, 0.01  # κ and ε: see `_personal`
+PERSONAL, NEARLY_ZERO = 0.05, 0.01  # κ and ε: see `_personal`
 
 
 def root_mean_square(tensor: Tensor) -> float:

@@ -28,7 +28,7 @@ def test_every_method_of_a_grid_is_a_recipe(name):
         assert codec(recipe.downlink)
         assert recipe.strategy in STRATEGIES
         # What is compared is what is sent, or what is made of it: all train alike.
-        assert replace(recipe.training, lr=first.training.lr) == first.training
+        assert replace(recipe.training, lr=first.training.lr, personal_lr=1.0) == first.training
         assert recipe.cohort == first.cohort
 
 
