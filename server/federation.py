@@ -143,9 +143,7 @@ class Federation:
         aggregated_at = time.perf_counter()
         evaluated = self._evaluate(round)
         if self.recipe.final_evaluation and (round == self.recipe.rounds or self._reached(evaluated.values)):
-            last = self._judge_everywhere(round, roster)
-            result.judged = [metrics for _, metrics in last]
-            self.writer.write_clients([{"client": name, "examples": own.examples, **own.values} for name, own in last])
+            self._judge_everywhere(round, roster, result)
         row = self._row(round, cohort, result, evaluated, recorded)
         if gap is not None:
             row["factor_gap"] = float(f"{gap:.3g}")
@@ -250,20 +248,34 @@ class Federation:
         due = round % self.recipe.evaluate_every == 0 or round == self.recipe.rounds
         return self.evaluator(self.model) if due and not self.personal else Metrics(0, {})
 
-    def _judge_everywhere(self, round: int, roster: Mapping[str, int]) -> list[tuple[str, Metrics]]:
-        """Every client's judgement of what it ends up with, on its own held-out data."""
+    def _judge_everywhere(self, round: int, roster: Mapping[str, int], result: _Round) -> None:
+        """Every client's judgement of what it ends up with, on its own held-out data, in place of the cohort's."""
+        found, lacking = self._judgements(round, list(roster), roster, result.dropped)
+        if lacking:  # what these held is lost: all of the model, once more
+            found |= self._judgements(round, lacking, roster, result.dropped)[0]
+        result.judged = list(found.values())
+        rows = [{"client": name, "examples": own.examples, **own.values} for name, own in sorted(found.items())]
+        self.writer.write_clients(rows)
+
+    def _judgements(
+        self, round: int, clients: list[str], roster: Mapping[str, int], dropped: list[dict[str, str]]
+    ) -> tuple[dict[str, Metrics], list[str]]:
+        """Judgements by client, and the clients that lack what they were sent the difference to."""
         config = ConfigRecord({ROUND: round, FINE_TUNE: self.recipe.fine_tune})
-        asked = self._send(MessageType.EVALUATE, list(roster), roster, config, {})
-        judged = []
+        asked = self._send(MessageType.EVALUATE, clients, roster, config, {})
+        found: dict[str, Metrics] = {}
+        lacking = []
         for reply in self.grid.replies(asked, self.recipe.deadline):
             client = asked.get(reply.metadata.reply_to_message_id, "unknown")
             try:
                 update = self.grid.open(reply)
+                found[client] = Metrics(update.examples, update.metrics)
+            except NotHeldError:
+                lacking.append(client)
             except FedparaError as error:
+                dropped.append({"client": client, "reason": str(error)})
                 log.warning("%s did not judge the last model: %s", client, error)
-                continue
-            judged.append((client, Metrics(update.examples, update.metrics)))
-        return judged
+        return found, lacking
 
     def _row(self, round: int, cohort: list[str], result: _Round, evaluated: Metrics, recorded: int) -> Row:
         """One line of the run's log."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fedpara.config import Optimiser
+from fedpara.errors import CheckpointError
 
 State = dict[str, Tensor]
 
@@ -58,9 +59,11 @@ class Strategy:
         return dict(self.state)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from a `state_dict`. Raises ValueError for one of another method or model."""
-        if state.keys() != self.state.keys():
-            raise ValueError(
-                f"the state of another method or model: {sorted(state.keys() ^ self.state.keys())[:3]} do not match"
+        """Go on from a `state_dict`. Raises CheckpointError for one of another method or model."""
+        other = sorted(state.keys() ^ self.state.keys())
+        if other:
+            raise CheckpointError(
+                f"the checkpoint is of another strategy or model ({', '.join(other[:3])}): "
+                "resume with the recipe it was made with, or start a run in another folder"
             )
         self.state = {name: tensor.clone() for name, tensor in state.items()}

@@ -181,3 +181,10 @@ def test_an_optimiser_that_does_not_exist_or_a_setting_of_another_is_one_line(tm
     with pytest.raises(ConfigError, match="alpha"):
         read_recipe(SMALL, {"strategy": "feddyn", "optimiser.alpha": 0})
     assert read_recipe(SMALL, {"strategy": "feddyn", "optimiser.alpha": 0.01}).optimiser.alpha == 0.01
+
+
+def test_a_checkpoint_of_another_strategy_is_refused(tmp_path):
+    fp.simulate(read_recipe(SMALL, {"rounds": 1, "strategy": "fedadam"}), folder=tmp_path / "run", observer=Silent())
+    other = read_recipe(SMALL, {"strategy": "feddyn"})
+    with pytest.raises(fp.FedparaError, match=r"another strategy or model .*another folder"):
+        fp.simulate(other, folder=tmp_path / "run", resume=True, observer=Silent())

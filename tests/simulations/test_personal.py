@@ -64,6 +64,24 @@ def test_every_client_judges_what_it_ends_up_with_and_may_fine_tune_before(tmp_p
     assert torch.equal(*(result.model().layers[1].weight for result in (plain, tuned)))  # nothing of it is kept
 
 
+def test_a_client_that_lost_what_it_held_judges_all_the_same(tmp_path):
+    changes = {"downlink": "int4+entropy", "uplink": "int4+entropy", "parametrization": "fedpara"}
+    run(tmp_path / "run", **changes, final_evaluation=False)
+    for folder in (tmp_path / "run" / "clients").glob("*/link/*"):
+        shutil.rmtree(folder)
+    # One more round with two of the four: the others are only asked to judge, by a difference to what they lost.
+    again = run(tmp_path / "run", resume=True, **changes, rounds=5, cohort=2)
+    assert len(again.clients) == 4
+    assert not again.rounds[-1]["dropped"]
+
+
+def test_a_client_that_cannot_judge_is_named(tmp_path):
+    result = run(tmp_path / "run", rounds=1, holdout=0)
+    assert result.clients == []
+    assert len(result.rounds[0]["dropped"]) == 4
+    assert "set holdout" in result.rounds[0]["dropped"][0]["reason"]
+
+
 def test_a_client_never_seen_starts_from_the_broadcast(tmp_path):
     result = run(tmp_path / "run", rounds=1, cohort=2, **METHODS["fedper"])
     seen = {row["client"] for row in result.clients} & set(result.rounds[0]["cohort"])
