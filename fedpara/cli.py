@@ -98,8 +98,14 @@ def recipes() -> None:
     from .app import recipes as known
     from .config import load_toml
 
-    for name, path in known().items():
-        click.echo(f"{name:20} {load_toml(path).get('description', '')}")
+    _list({name: str(load_toml(path).get("description", "")) for name, path in sorted(known().items())})
+
+
+def _list(described: dict[str, str]) -> None:
+    """Names and what they are, in two columns."""
+    width = max(map(len, described))
+    for name, text in described.items():
+        click.echo(f"{name:{width}}  {text}".rstrip())
 
 
 @cli.command()
@@ -107,9 +113,8 @@ def tasks() -> None:
     """List the client tasks that a recipe can name."""
     from .task import load_task, task_names
 
-    for name in task_names():
-        doc = (load_task(name).__doc__ or "").strip().splitlines()
-        click.echo(f"{name:20} {doc[0] if doc else ''}")
+    docs = {name: (load_task(name).__doc__ or "").strip().splitlines() for name in task_names()}
+    _list({name: doc[0] if doc else "" for name, doc in docs.items()})
 
 
 @cli.command(cls=RecipeCommand, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})

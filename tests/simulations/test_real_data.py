@@ -1,11 +1,14 @@
 """The recipes on real data, where $FEDPARA_DATA names it: short runs that show the way is open."""
 
+import dataclasses
+
 import pytest
 
 import fedpara as fp
 from fedpara.app import find_recipe
 from fedpara.config import read_recipe
 from fedpara.cost import size
+from fedpara.sharing import shared_state
 from fedpara.task import build_model, build_task
 from tests.conftest import Silent
 
@@ -36,6 +39,27 @@ def test_mnist_writers_sends_three_times_less_than_its_dense_twin_through_the_sa
     ours = size(build_model(recipe, task), codec=recipe.uplink)
     twin = size(build_model(recipe, task, parametrization="none"), codec=recipe.uplink)
     assert twin.payload_bytes > 3 * ours.payload_bytes
+
+
+def test_pfedpara_sends_three_times_less_than_fedper(real_data):
+    recipe = read_recipe(find_recipe("mnist-writers-personal"))
+    fedper = dataclasses.replace(recipe, parametrization="none", local=("head",))
+    sent = [
+        sum(t.numel() for t in shared_state(build_model(own, build_task(own))).values()) for own in (recipe, fedper)
+    ]
+    assert 3 * sent[0] <= sent[1]
+
+
+def test_personal_models_of_writers_learn(real_data, tmp_path):
+    run = simulate("mnist-writers-personal", tmp_path / "run", rounds=6, clients=6, cohort=6)
+    assert run.rounds[-1]["client_accuracy"] > 0.6
+    assert len(run.clients) == 6
+
+
+def test_a_tenth_of_the_labels_is_enough_to_begin(real_data, tmp_path):
+    run = simulate("mnist-writers-few-labels", tmp_path / "run", rounds=4, cohort=6)
+    assert run.rounds[-1]["accuracy"] > 0.3
+    assert run.rounds[-1]["dropped"] == []
 
 
 @pytest.mark.slow
