@@ -18,7 +18,7 @@ from fedpara.sharing import trained_parameters
 from fedpara.task import Examples, Metrics
 from fedpara.wire import ARRAYS, CONFIG, CONTROL, EVALUATION, EXAMPLES, FINE_TUNE, METRICS, RANK_SHARE, ROUND, SETTINGS
 
-from .codec_mod import codec_mod
+from .codec_mod import codec_mod, tensors_of
 from .methods import build_method
 from .runtime import Runtime, client_name, rank_share, runtime_for, state_folder
 from .state import ClientState
@@ -42,7 +42,7 @@ def train(message: Message, context: Context) -> Message:
     metrics = _judge(runtime, data.held_out)
     generator = generator_for(runtime.recipe.seed, "train", round, client)
     method = build_method(
-        runtime.recipe, trained_parameters(runtime.model), part(before, METHOD), _arrays(message, CONTROL)
+        runtime.recipe, trained_parameters(runtime.model), part(before, METHOD), tensors_of(message, CONTROL)
     )
     with one_factor(runtime.model, round) if runtime.recipe.averaging == "alternate" else nullcontext():
         result = train_locally(
@@ -78,7 +78,7 @@ def evaluate(message: Message, context: Context) -> Message:
     runtime, client = _who(message, context)
     config = message.content.config_records[CONFIG]
     round, epochs = int(config[ROUND]), int(config.get(FINE_TUNE, 0))  # type: ignore[arg-type]
-    _set_model(runtime, message, ClientState(state_folder(message, context), client).load(round + 1))
+    _set_model(runtime, message, ClientState(state_folder(message, context), client).load(round + 1) or {})
     data = runtime.data(client)
     if data.held_out is None:
         raise DataError(f"client '{client}' holds no data back to evaluate on: set holdout, for example to 0.1")
@@ -110,16 +110,9 @@ def _who(message: Message, context: Context) -> tuple[Runtime, str]:
     return runtime, client_name(runtime, context)
 
 
-def _set_model(runtime: Runtime, message: Message, kept: dict[str, Tensor] | None) -> None:
-    runtime.restore(
-        {name: own for name, own in (kept or {}).items() if name in runtime.local}, _arrays(message, ARRAYS)
-    )
-
-
-def _arrays(message: Message, record: str) -> dict[str, Tensor]:
-    """A record's tensors; none where the message has no such record."""
-    arrays = message.content.array_records.get(record, {})
-    return {name: torch.from_numpy(array.numpy()) for name, array in arrays.items()}
+def _set_model(runtime: Runtime, message: Message, kept: dict[str, Tensor]) -> None:
+    local = {name: own for name, own in kept.items() if name in runtime.local}
+    runtime.restore(local, tensors_of(message, ARRAYS))
 
 
 def _judge(runtime: Runtime, held_out: Examples | None) -> dict[str, float]:

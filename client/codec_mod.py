@@ -108,13 +108,19 @@ class _Link:
         self, reply: Message, record: str, reference: dict[str, Tensor] | None, owed: dict[str, Tensor]
     ) -> tuple[bytes, dict[str, Tensor]]:
         """One of the reply's records as a payload, and what that loses where the codec has feedback."""
-        tensors = {name: torch.from_numpy(array.numpy()) for name, array in reply.content.array_records[record].items()}
+        tensors = tensors_of(reply, record)
         purpose = ("uplink", str(self.round), self.client, *([record] if record != ARRAYS else []))
         rounding = generator_for(self.runtime.recipe.seed, *purpose)
         uplink = self.runtime.uplink
         if uplink.feedback:
             return encode_with_feedback(uplink, tensors, reference=reference, residual=owed, generator=rounding)
         return uplink.encode(tensors, reference=reference, generator=rounding), {}
+
+
+def tensors_of(message: Message, record: str) -> dict[str, Tensor]:
+    """A record's plain arrays as tensors; none where the message has no such record."""
+    arrays = message.content.array_records.get(record, {})
+    return {name: torch.from_numpy(array.numpy()) for name, array in arrays.items()}
 
 
 def packed_record(blob: bytes) -> ArrayRecord:

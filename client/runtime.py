@@ -98,11 +98,11 @@ def rank_share(runtime: Runtime, context: Context) -> float:
                 "take one of them, or leave it out"
             )
         return float(given)
-    if not shares:
+    if not shares:  # the population need not be known
         return 1.0
     population = list(runtime.task.population(runtime.recipe.clients))
     name = client_name(runtime, context)
-    return shares[population.index(name) % len(shares)] if name in population else 1.0
+    return runtime.recipe.rank_share(population.index(name)) if name in population else 1.0
 
 
 def node_value(context: Context, key: str) -> str | float | int | bool | None:

@@ -12,7 +12,7 @@ from torch import nn
 
 from fedpara.config import Training
 from fedpara.errors import DataError
-from fedpara.layers import factorised
+from fedpara.layers import factorised_weights
 from fedpara.sharing import local_names
 from fedpara.task import ClientData, Metrics, Task
 
@@ -59,9 +59,10 @@ def train(
                 steps += 1
     if method:
         method.finish(optimizer)
-    planned = training.epochs * len(batches(count, training.batch_size, generator))
-    work = {"work": steps / planned} if training.seconds else {}
-    return Metrics(count, {"loss": float(total) / steps, **work})
+    values = {"loss": float(total) / steps}
+    if training.seconds:
+        values["work"] = steps / (training.epochs * len(batches(count, training.batch_size, generator)))
+    return Metrics(count, values)
 
 
 @contextmanager
@@ -72,10 +73,9 @@ def one_factor(model: nn.Module, round: int) -> Iterator[None]:
     that of the mean weight. What is not factorised trains in every round.
     """
     frozen = []
-    for module in model.modules():
-        for name in factorised(module):
-            factors = list(module.get_submodule(f"parametrizations.{name}").parameters(recurse=False))
-            frozen += [own for index, own in enumerate(factors) if index != (round - 1) % len(factors)]
+    for place in factorised_weights(model):
+        factors = place.factors.values()
+        frozen += [own for index, own in enumerate(factors) if index != (round - 1) % len(factors)]
     chosen = [own for own in frozen if own.requires_grad]
     try:
         for own in chosen:

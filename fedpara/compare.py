@@ -15,7 +15,7 @@ from .checkpoint import replace_file
 from .config import build, load_toml, normalise
 from .cost import LINKS, Link
 from .errors import ConfigError
-from .live import bytes_text, figure, times
+from .live import SHARES, bytes_text, figure, times
 from .run import Row, Run
 
 if TYPE_CHECKING:
@@ -238,7 +238,7 @@ def _spread(values: Sequence[float], measure: str) -> str:
     if len(values) < 2:
         return ""
     spread = statistics.stdev(values)
-    return f" ± {100 * spread:.2f}" if measure == "accuracy" else f" ± {spread:.2g}"
+    return f" ± {100 * spread:.2f}" if measure in SHARES else f" ± {spread:.2g}"
 
 
 def write(

@@ -141,6 +141,10 @@ class Recipe:
                     f"leave {item.name} out, or change the strategy"
                 )
 
+    def rank_share(self, place: int) -> float:
+        """The share of the common ranks that the client at this place of the population holds."""
+        return self.rank_shares[place % len(self.rank_shares)] if self.rank_shares else 1.0
+
 
 # What a client does not need to know, or must find out on its own machine.
 SERVER_ONLY = frozenset(

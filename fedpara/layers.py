@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -108,6 +109,29 @@ def factorised(module: nn.Module) -> dict[str, Factorised]:
         return {}
     firsts = {name: cast(nn.ModuleList, found)[0] for name, found in lists.items()}
     return {name: first for name, first in firsts.items() if isinstance(first, Factorised)}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a factorised weight stands in a model."""
+
+    module: nn.Module
+    name: str  # the weight's own, in its module
+    own: Factorised
+    key: str  # what its state_dict keys begin with, up to the dot before "original0"
+
+    @property
+    def factors(self) -> dict[str, nn.Parameter]:
+        """X1, Y1, X2, Y2, T1, T2, as many as there are, by state_dict key."""
+        stack = self.module.get_submodule(f"parametrizations.{self.name}")
+        return {f"{self.key}.{name}": cast(nn.Parameter, factor) for name, factor in stack._parameters.items()}
+
+
+def factorised_weights(model: nn.Module, *, every_name: bool = False) -> Iterator[Place]:
+    """Every factorised weight of a model; with ``every_name``, one reached under two names under both."""
+    for prefix, module in model.named_modules(remove_duplicate=not every_name):
+        for name, own in factorised(module).items():
+            yield Place(module, name, own, f"{prefix}.parametrizations.{name}".lstrip("."))
 
 
 @contextmanager

@@ -16,6 +16,9 @@ from .task import Task
 UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
+SHARES = ("accuracy", "client_accuracy")  # measures that people read in per cent
+
+
 def bytes_text(count: float) -> str:
     """A byte count in decimal units, three figures: ``1.24 MB``."""
     for size, unit in UNITS:
@@ -28,7 +31,7 @@ def figure(value: float | None, measure: str = "") -> str:
     """A metric as people read it: a share in per cent, anything else with four digits."""
     if value is None:
         return "–"
-    return f"{100 * value:.2f} %" if measure in ("accuracy", "client_accuracy") else f"{value:.4g}"
+    return f"{100 * value:.2f} %" if measure in SHARES else f"{value:.4g}"
 
 
 def times(run: float, twin: float) -> str:

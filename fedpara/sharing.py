@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .config import nearest
 from .errors import ConfigError, UpdateError
-from .parametrize import factorised
+from .layers import factorised_weights
 
 GROUPS = ("all", "head", "body", "norms", "biases")
 _KEPT = "_fedpara_local"  # where a model remembers what was declared
@@ -52,13 +52,9 @@ def local_names(model: nn.Module) -> list[str]:
     `keep_local_` declared.
     """
     local: set[str] = set()
-    # A layer reached under two names has its keys under both.
-    for module_name, module in model.named_modules(remove_duplicate=False):
-        prefix = f"{module_name}." if module_name else ""
-        for tensor_name, own in factorised(module).items():
-            stack = f"{prefix}parametrizations.{tensor_name}"
-            local |= {f"{stack}.original{index}" for index in own.config.local}
-            local |= {f"{stack}.0.base"} if own.base is not None else set()
+    for place in factorised_weights(model, every_name=True):
+        local |= {f"{place.key}.original{index}" for index in place.own.config.local}
+        local |= {f"{place.key}.0.base"} if place.own.base is not None else set()
     names = list(model.state_dict())
     for pattern in model.__dict__.get(_KEPT, ()):
         local |= _matched(model, names, pattern)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .aggregate import StreamingMean, restore
 from .errors import ConfigError
-from .layers import Factorised, factorised
+from .layers import Factorised, factorised_weights
 
 LEAST = 4  # columns: products of fewer can tell few classes apart, and the layers that have no more are small
 Sides = Mapping[str, tuple[int, ...]]  # state_dict key -> the dimensions along which a factor has a column a rank
@@ -22,13 +22,11 @@ Sides = Mapping[str, tuple[int, ...]]  # state_dict key -> the dimensions along 
 
 def rank_sides(model: nn.Module) -> dict[str, tuple[int, ...]]:
     """The dimensions that count ranks, for each factor of a model by its state_dict key."""
-    sides = {}
-    for prefix, module in model.named_modules(remove_duplicate=False):
-        for name, own in factorised(module).items():
-            stack = f"{prefix}.parametrizations.{name}" if prefix else f"parametrizations.{name}"
-            for index, factor in enumerate(module.get_submodule(f"parametrizations.{name}").parameters(recurse=False)):
-                sides[f"{stack}.original{index}"] = _sides(own, index, factor)
-    return sides
+    return {
+        key: _sides(place.own, index, factor)
+        for place in factorised_weights(model, every_name=True)
+        for index, (key, factor) in enumerate(place.factors.items())
+    }
 
 
 def _sides(own: Factorised, index: int, factor: Tensor) -> tuple[int, ...]:
@@ -43,13 +41,12 @@ def narrow_(model: nn.Module, share: float) -> nn.Module:
         ConfigError: a share that is not above 0 and at most 1.
     """
     check_share(share)
-    for module in model.modules():
-        for name, own in factorised(module).items():
-            stack = module.get_submodule(f"parametrizations.{name}")
-            for index, factor in enumerate(list(stack.parameters(recurse=False))):
-                kept = cut_tensor(factor.detach(), _sides(own, index, factor), share)
-                setattr(stack, f"original{index}", nn.Parameter(kept.clone(), requires_grad=factor.requires_grad))
-            own.rank = columns(own.rank, share)
+    for place in factorised_weights(model):
+        stack = place.module.get_submodule(f"parametrizations.{place.name}")
+        for index, factor in enumerate(place.factors.values()):
+            kept = cut_tensor(factor.detach(), _sides(place.own, index, factor), share)
+            setattr(stack, f"original{index}", nn.Parameter(kept.clone(), requires_grad=factor.requires_grad))
+        place.own.rank = columns(place.own.rank, share)
     return model
 
 
@@ -66,17 +63,16 @@ def nest_(model: nn.Module, share: float) -> nn.Module:
         ConfigError: a share that is not above 0 and at most 1.
     """
     check_share(share)
-    for module in model.modules():
-        for name, own in factorised(module).items():
-            factors = list(module.get_submodule(f"parametrizations.{name}").parameters(recurse=False))
-            first, cores = columns(own.rank, share), len(factors) > 2 * own.config.pairs
-            for index, factor in enumerate(factors):
-                factor.mul_((own.rank / first) ** (1 / 3 if cores else 1 / 4))
-                if index >= 2 * own.config.pairs:
-                    kept = factor[:first, ..., :first].clone()
-                    factor.zero_()[:first, ..., :first] = kept
-                elif index % 2 == 0 and not cores:
-                    factor[:, first:] = 0
+    for place in factorised_weights(model):
+        factors, own = list(place.factors.values()), place.own
+        first, cores = columns(own.rank, share), len(factors) > 2 * own.config.pairs
+        for index, factor in enumerate(factors):
+            factor.mul_((own.rank / first) ** (1 / 3 if cores else 1 / 4))
+            if index >= 2 * own.config.pairs:
+                kept = factor[:first, ..., :first].clone()
+                factor.zero_()[:first, ..., :first] = kept
+            elif index % 2 == 0 and not cores:
+                factor[:, first:] = 0
     return model
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fedpara.fit import refit_factors
-from fedpara.layers import Factorised, factorised, precise_weight
+from fedpara.layers import factorised_weights, precise_weight
 from fedpara.sharing import load_shared_, shared_names
 
 State = dict[str, Tensor]
@@ -27,26 +27,22 @@ class FactorAveraging:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         shared = set(shared_names(model))
-        self._layers: dict[str, tuple[nn.Module, str, Factorised, list[str]]] = {}
-        for prefix, module in model.named_modules():
-            for name, own in factorised(module).items():
-                stack = f"{prefix}.parametrizations.{name}" if prefix else f"parametrizations.{name}"
-                factors = [
-                    f"{stack}.original{index}"
-                    for index in range(len(module.get_submodule(f"parametrizations.{name}")._parameters))
-                ]
-                if shared.issuperset(factors):
-                    self._layers[stack] = (module, name, own, factors)
+        self._places = [place for place in factorised_weights(model) if shared.issuperset(place.factors)]
 
     def __bool__(self) -> bool:
         """Whether there is anything to compose."""
-        return bool(self._layers)
+        return bool(self._places)
 
     @torch.no_grad()
     def compose(self, state: Mapping[str, Tensor]) -> State:
         """The composed weights of a model, by their place in it, in the factors' precision."""
         load_shared_(self.model, state)
-        return {key: precise_weight(module, name).detach() for key, (module, name, _, _) in self._layers.items()}
+        return {place.key: precise_weight(place.module, place.name).detach() for place in self._places}
+
+    def like(self) -> State:
+        """Tensors of the composed weights' shapes, types and devices, and of no values worth reading."""
+        firsts = {place.key: (next(iter(place.factors.values())), place.own.shape) for place in self._places}
+        return {key: factor.detach().new_empty(()).expand(shape) for key, (factor, shape) in firsts.items()}
 
     def gap(self, before: Mapping[str, Tensor], factors: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> float:
         """‖compose(mean factors) − mean weight‖ / ‖mean weight − weight before‖, over all weights; 0 if nothing moved.
@@ -63,8 +59,9 @@ class FactorAveraging:
     def refit(self, factors: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> State:
         """Factors near these whose weights are near the mean weights: see `refit_factors`."""
         after = dict(factors)
-        for key, (_, _, own, names) in self._layers.items():
-            target = weights[key] if own.base is None else weights[key] - own.base
+        for place in self._places:
+            own, names = place.own, list(place.factors)
+            target = weights[place.key] if own.base is None else weights[place.key] - own.base
             start = tuple(factors[name].to(target.device) for name in names)
             fitted = refit_factors(own.config, target.reshape(own.config.seen(own.shape)), start)
             after |= {name: new.to(factors[name]) for name, new in zip(names, fitted, strict=True)}

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -182,35 +183,43 @@ class Federation:
         """Add every good reply to the mean; name and count the others."""
         again = result is not None
         result = result or self._new_round()
-        answered = set()
+        take = partial(self._add, result)
+        result.lacking = self._receive(asked, cohort, take, result.dropped, again=again)
+        return result
+
+    def _receive(
+        self,
+        asked: Mapping[str, str],
+        clients: list[str],
+        take: Callable[[Update], None],
+        dropped: list[dict[str, str]],
+        *,
+        again: bool,
+    ) -> list[str]:
+        """Hand over every good reply; name the others. Returns who lacks a model and was not asked ``again`` yet."""
+        answered: set[str] = set()
+        lacking: list[str] = []
         for reply in self.grid.replies(asked, self.recipe.deadline):
             client = asked.get(reply.metadata.reply_to_message_id, "unknown")
             answered.add(client)
             try:
-                update = self.grid.open(reply)
-                self._add(result, update)
+                take(self.grid.open(reply))
             except FedparaError as error:
                 if isinstance(error, NotHeldError) and not again:
-                    result.lacking.append(client)
+                    lacking.append(client)
                     log.warning("%s: %s", client, error)
-                    continue
-                result.dropped.append({"client": client, "reason": str(error)})
-                log.warning("%s dropped: %s", client, error)
-                continue
-            judged = {k.removeprefix(EVALUATION): v for k, v in update.metrics.items() if k.startswith(EVALUATION)}
-            trained = {k: v for k, v in update.metrics.items() if not k.startswith(EVALUATION)}
-            result.trained.append(Metrics(update.examples, trained))
-            if judged:
-                result.judged.append(Metrics(int(judged.pop(EXAMPLES, 0)), judged))
-        for client in cohort:
+                else:
+                    dropped.append({"client": client, "reason": str(error)})
+                    log.warning("%s dropped: %s", client, error)
+        for client in clients:
             if client not in answered:
                 reason = f"no answer within {self.recipe.deadline:g} s"
-                result.dropped.append({"client": client, "reason": reason})
+                dropped.append({"client": client, "reason": reason})
                 log.warning("%s dropped: %s", client, reason)
-        return result
+        return lacking
 
     def _new_round(self) -> _Round:
-        weights = StreamingMean(self.averaging.compose(self.initial)) if self.composes else None
+        weights = StreamingMean(self.averaging.like()) if self.composes else None
         return _Round(SlicedMean(self.initial, self.sides), StreamingMean(self.strategy.trained), weights)
 
     def _aggregate(self, round: int, result: _Round, clients: int) -> float | None:
@@ -243,6 +252,11 @@ class Federation:
             result.control.add(update.control, weight)
         if result.weights is not None:
             result.weights.add(composed, weight)
+        judged = {k.removeprefix(EVALUATION): v for k, v in update.metrics.items() if k.startswith(EVALUATION)}
+        trained = {k: v for k, v in update.metrics.items() if not k.startswith(EVALUATION)}
+        result.trained.append(Metrics(update.examples, trained))
+        if judged:
+            result.judged.append(Metrics(int(judged.pop(EXAMPLES, 0)), judged))
 
     def _evaluate(self, round: int) -> Metrics:
         due = round % self.recipe.evaluate_every == 0 or round == self.recipe.rounds
@@ -250,32 +264,22 @@ class Federation:
 
     def _judge_everywhere(self, round: int, roster: Mapping[str, int], result: _Round) -> None:
         """Every client's judgement of what it ends up with, on its own held-out data, in place of the cohort's."""
-        found, lacking = self._judgements(round, list(roster), roster, result.dropped)
+        config = ConfigRecord({ROUND: round, FINE_TUNE: self.recipe.fine_tune})
+        found: dict[str, Metrics] = {}
+
+        def take(update: Update) -> None:
+            found[update.client] = Metrics(update.examples, update.metrics)
+
+        def judge(clients: list[str], *, again: bool) -> list[str]:
+            asked = self._send(MessageType.EVALUATE, clients, roster, config, {})
+            return self._receive(asked, clients, take, result.dropped, again=again)
+
+        lacking = judge(list(roster), again=False)
         if lacking:  # what these held is lost: all of the model, once more
-            found |= self._judgements(round, lacking, roster, result.dropped)[0]
+            judge(lacking, again=True)
         result.judged = list(found.values())
         rows = [{"client": name, "examples": own.examples, **own.values} for name, own in sorted(found.items())]
         self.writer.write_clients(rows)
-
-    def _judgements(
-        self, round: int, clients: list[str], roster: Mapping[str, int], dropped: list[dict[str, str]]
-    ) -> tuple[dict[str, Metrics], list[str]]:
-        """Judgements by client, and the clients that lack what they were sent the difference to."""
-        config = ConfigRecord({ROUND: round, FINE_TUNE: self.recipe.fine_tune})
-        asked = self._send(MessageType.EVALUATE, clients, roster, config, {})
-        found: dict[str, Metrics] = {}
-        lacking = []
-        for reply in self.grid.replies(asked, self.recipe.deadline):
-            client = asked.get(reply.metadata.reply_to_message_id, "unknown")
-            try:
-                update = self.grid.open(reply)
-                found[client] = Metrics(update.examples, update.metrics)
-            except NotHeldError:
-                lacking.append(client)
-            except FedparaError as error:
-                dropped.append({"client": client, "reason": str(error)})
-                log.warning("%s did not judge the last model: %s", client, error)
-        return found, lacking
 
     def _row(self, round: int, cohort: list[str], result: _Round, evaluated: Metrics, recorded: int) -> Row:
         """One line of the run's log."""

@@ -84,6 +84,11 @@ class _Sent:
     broadcast: Broadcast | None
 
     @property
+    def trains(self) -> bool:
+        """Whether the client is to train on what it was sent."""
+        return self.kind.partition(".")[0] == "train"
+
+    @property
     def purpose(self) -> str:
         """What is counted of a message that carries no weights to train on."""
         return {"query": "roll-call", "evaluate": "evaluation"}.get(self.kind.partition(".")[0], "metrics")
@@ -138,7 +143,7 @@ class CodedGrid(Grid):
         the initial one, which it can build itself; whole where zero is nearer than both.
         """
         initial = self.first(client)
-        state = cut(state, self._sides, self.shares.get(client or "", 1.0))
+        state = cut(state, self._sides, self.share(client))
         if self.recipe.first_broadcast == "seed" and _same(state, initial):
             return Broadcast(state, {}, pack_seed(self.recipe.seed, initial), "seed")
         key, reference = self._reference(state, client)
@@ -150,7 +155,7 @@ class CodedGrid(Grid):
 
     def first(self, client: str | None) -> State:
         """The initial model as this client has it: its share of the ranks."""
-        share = self.shares.get(client or "", 1.0)
+        share = self.share(client)
         if share not in self._firsts:
             self._firsts[share] = cut(self.initial, self._sides, share)
         return self._firsts[share]
@@ -175,7 +180,7 @@ class CodedGrid(Grid):
         for message in outgoing:
             plain, client = message.content, self.client(message.metadata.dst_node_id)
             content = contents[id(plain)] = contents.get(id(plain)) or self._content(plain)
-            place = id(plain), self.memory.key(client), self.shares.get(client, 1.0)
+            place = id(plain), self.memory.key(client), self.share(client)
             if place not in coded:
                 coded[place] = self._pack(content, client)
             message.content, broadcast = coded[place]
@@ -270,7 +275,7 @@ class CodedGrid(Grid):
         examples, figures = metrics(reply)
         state: State = {}
         control: State = {}
-        if sent.broadcast and sent.purpose == "metrics":  # the message was to train on
+        if sent.broadcast and sent.trains:
             array, more = packed(reply, ARRAYS), packed(reply, CONTROL)
             if array is None:
                 raise UpdateError("the reply carries no packed model")
@@ -278,7 +283,7 @@ class CodedGrid(Grid):
             control = self._uplink.decode(more.data, self.control) if more else {}
             if self.recipe.differences and sent.broadcast.purpose != "seed":
                 self.memory.hold(sent.client, sent.broadcast.received)
-        return Update(sent.client, state, examples, figures, control, self.shares.get(sent.client, 1.0))
+        return Update(sent.client, state, examples, figures, control, self.share(sent.client))
 
     def _change(self, broadcast: Broadcast, blob: bytes) -> State:
         """The server's own model plus what the client changed on the one it received.
@@ -343,6 +348,10 @@ class CodedGrid(Grid):
     def client(self, node_id: int) -> str:
         """The client at a node, by the name it gave at the roll-call."""
         return self.names.get(node_id, f"node {node_id}")
+
+    def share(self, client: str | None) -> float:
+        """The share of the ranks that a client holds."""
+        return self.shares.get(client, 1.0) if client is not None else 1.0
 
     def set_run(self, run) -> None:  # type: ignore[no-untyped-def]
         self.inner.set_run(run)

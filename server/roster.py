@@ -26,8 +26,7 @@ def call_the_roll(grid: CodedGrid, clients: int, cohort: int, wait: float = WAIT
     known = getattr(grid.inner, "clients", None)  # the in-process runtime knows its clients
     if known is not None:
         grid.names = {node: name for name, node in known.items()}
-        shares = grid.recipe.rank_shares or (1.0,)
-        grid.shares = {name: shares[place % len(shares)] for place, name in enumerate(known)}
+        grid.shares = {name: grid.recipe.rank_share(place) for place, name in enumerate(known)}
         return {name: node for name, node in known.items() if grid.shares[name]}
     nodes = _wait_for_nodes(grid, clients, wait)
     content = RecordDict({CONFIG: ConfigRecord({ROUND: 0})})

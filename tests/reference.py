@@ -7,6 +7,7 @@ ICLR 2022. X is (out, R), Y (in, R); here a core T is (R, R, k...), as the paper
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -75,31 +76,28 @@ def rank_rule(shape: tuple[int, ...], gamma: float) -> int:
 # local steps K and the local learning rate η. All clients hold as many examples.
 
 
+def descend(y, gradient, K, eta):
+    """K gradient steps."""
+    for _ in range(K):
+        y = y - eta * gradient(y)
+    return y
+
+
 def fedavg(w, problem):
     """McMahan et al. 2017, Algorithm 1."""
     _, cohorts, grad, K, eta = problem
     for S in cohorts:
-        ends = []
-        for k in S:
-            y = w
-            for _ in range(K):
-                y = y - eta * grad(k, y)
-            ends.append(y)
+        ends = [descend(w, partial(grad, k), K, eta) for k in S]
         w = sum(ends) / len(S)
     return w
 
 
 def fedprox(w, problem, mu):
     """Li et al. 2020, Algorithm 2, each local problem solved by K gradient steps."""
-    _, cohorts, grad, K, eta = problem
+    n, cohorts, grad, K, eta = problem
     for S in cohorts:
-        ends = []
-        for k in S:
-            y = w
-            for _ in range(K):
-                y = y - eta * (grad(k, y) + mu * (y - w))
-            ends.append(y)
-        w = sum(ends) / len(S)
+        anchor = w
+        w = fedavg(w, (n, [S], lambda k, y, anchor=anchor: grad(k, y) + mu * (y - anchor), K, eta))
     return w
 
 

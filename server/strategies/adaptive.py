@@ -18,11 +18,12 @@ class Adaptive(Strategy):
     """
 
     lr = 0.01
+    kinds = ("m", "v")
 
     def __init__(self, settings: Optimiser, trained: Mapping[str, Tensor]) -> None:
         super().__init__(settings, trained)
-        self.zeros("m")
-        self.zeros("v", settings.tau**2)
+        for name in trained:
+            self.state[f"v/{name}"].fill_(settings.tau**2)
 
     def step(self, model: Mapping[str, Tensor], mean: CohortMean) -> State:
         after = dict(mean.model)

@@ -35,13 +35,16 @@ class Strategy:
     uniform = False  # whether clients count alike, and not by their examples
     sends_control = False  # whether replies carry a second record beside the weights
     lr = 1.0  # the server's learning rate where the recipe gives none
+    kinds: tuple[str, ...] = ()  # of tensors kept from round to round, one for each trained one, zero at first
 
     def __init__(self, settings: Optimiser, trained: Mapping[str, Tensor]) -> None:
         self.settings = settings
         self.trained = dict(trained)
         if settings.server_lr is not None:
             self.lr = settings.server_lr
-        self.state: State = {}  # every tensor that is kept from round to round
+        self.state: State = {
+            f"{kind}/{name}": torch.zeros_like(own) for kind in self.kinds for name, own in trained.items()
+        }
 
     def broadcast(self) -> State:
         """What goes to the clients beside the model; nothing at first."""
@@ -50,10 +53,6 @@ class Strategy:
     def step(self, model: Mapping[str, Tensor], mean: CohortMean) -> State:
         """The next model, from the current one and what the cohort sent."""
         return mean.model
-
-    def zeros(self, kind: str, value: float = 0.0) -> None:
-        """A tensor of the state for each trained one: ``kind/name``."""
-        self.state |= {f"{kind}/{name}": torch.full_like(own, value) for name, own in self.trained.items()}
 
     def state_dict(self) -> State:
         return dict(self.state)

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from fedpara.config import Optimiser
-
 from .base import CohortMean, State, Strategy
 
 
@@ -18,10 +16,7 @@ class FedDyn(Strategy):
     """
 
     uniform = True
-
-    def __init__(self, settings: Optimiser, trained: Mapping[str, Tensor]) -> None:
-        super().__init__(settings, trained)
-        self.zeros("h")
+    kinds = ("h",)
 
     def step(self, model: Mapping[str, Tensor], mean: CohortMean) -> State:
         after = dict(mean.model)

@@ -6,17 +6,13 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from fedpara.config import Optimiser
-
 from .base import CohortMean, State, Strategy
 
 
 class FedAvgM(Strategy):
     """v ← β v + Δ,  w ← w + η v,  Δ the mean update (Hsu, Qi, Brown 2019, Section 4.3)."""
 
-    def __init__(self, settings: Optimiser, trained: Mapping[str, Tensor]) -> None:
-        super().__init__(settings, trained)
-        self.zeros("v")
+    kinds = ("v",)
 
     def step(self, model: Mapping[str, Tensor], mean: CohortMean) -> State:
         after = dict(mean.model)

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from fedpara.config import Optimiser
-
 from .base import CohortMean, State, Strategy
 
 
@@ -20,10 +18,7 @@ class Scaffold(Strategy):
 
     uniform = True
     sends_control = True
-
-    def __init__(self, settings: Optimiser, trained: Mapping[str, Tensor]) -> None:
-        super().__init__(settings, trained)
-        self.zeros("c")
+    kinds = ("c",)
 
     def broadcast(self) -> State:
         """c by the parameter's name; nothing while it is zero, which is what clients begin with."""
