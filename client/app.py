@@ -54,6 +54,7 @@ def train(message: Message, context: Context) -> Message:
             round=round,
             generator=generator,
             device=runtime.device,
+            shares=runtime.shares,
         )
     state = runtime.model.state_dict()
     own = {name: state[name] for name in runtime.local} | {METHOD + name: own for name, own in method.kept.items()}

@@ -31,6 +31,7 @@ class Runtime:
         self.device = find_device(device)
         self.task = build_task(self.recipe, data_dir=data_dir)
         self.uplink = codec(self.recipe.uplink)
+        self.share = 1.0  # of the common ranks
         self._narrowed: dict[float, Runtime] = {}
         self._take(build_model(self.recipe, self.task))
 
@@ -48,9 +49,16 @@ class Runtime:
             return self
         if share not in self._narrowed:
             narrow = copy.copy(self)
+            narrow.share = share
             narrow._take(narrow_(build_model(self.recipe, self.task), share))
             self._narrowed[share] = narrow
         return self._narrowed[share]
+
+    @property
+    def shares(self) -> list[float]:
+        """The shares of the ranks to train at: those that others hold and this client has; none where that is one."""
+        found = sorted({share for share in self.recipe.rank_shares if 0 < share <= self.share})
+        return found if len(found) > 1 else []
 
     @lru_cache(maxsize=1024)  # noqa: B019  the runtime lives as long as its process
     def data(self, client: str) -> ClientData:

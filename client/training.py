@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import nn
@@ -14,6 +14,7 @@ from fedpara.config import Training
 from fedpara.errors import DataError
 from fedpara.layers import factorised_weights
 from fedpara.sharing import local_names
+from fedpara.slices import at_share
 from fedpara.task import ClientData, Metrics, Task
 
 from .methods import Method
@@ -29,6 +30,7 @@ def train(
     round: int,
     generator: torch.Generator,
     device: torch.device,
+    shares: Sequence[float] = (),
 ) -> Metrics:
     """Train ``model`` in place for the round's local epochs; the mean loss, over the client's examples.
 
@@ -36,6 +38,8 @@ def train(
 
     Order, augmentation and dropout come from ``generator`` and from torch's global generator seeded by it, so that a
     client's result depends on the recipe's seed, the round and the client's name alone.
+
+    With ``shares`` of the ranks, each step is at one of them, drawn evenly: see `at_share`.
     """
     count = len(data.train)
     if count == 0:
@@ -55,7 +59,8 @@ def train(
                 if steps and time.monotonic() > end:
                     break
                 batch = tuple(part.to(device) for part in task.prepare(data.train.batch(indices), generator))
-                total += step(task, model, optimizer, batch, method, clip=training.clip)
+                share = shares[int(torch.randint(len(shares), (), generator=generator))] if shares else None
+                total += step(task, model, optimizer, batch, method, clip=training.clip, share=share)
                 steps += 1
     if method:
         method.finish(optimizer)
@@ -113,11 +118,13 @@ def step(
     method: Method | None,
     *,
     clip: float,
+    share: float | None = None,
 ) -> torch.Tensor:
-    """One optimiser step; the batch's loss, left on its device."""
+    """One optimiser step, at a share of the ranks if given; the batch's loss, left on its device."""
     optimizer.zero_grad(set_to_none=True)
-    loss = task.loss(model, batch)
-    loss.backward()  # type: ignore[no-untyped-call]
+    with at_share(model, share) if share else nullcontext(model):
+        loss = task.loss(model, batch)
+        loss.backward()  # type: ignore[no-untyped-call]
     if clip:
         nn.utils.clip_grad_norm_(model.parameters(), clip)
     if method:

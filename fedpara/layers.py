@@ -50,6 +50,7 @@ class Factorised(nn.Module):
         self.config = config
         self.shape = shape
         self.rank = rank
+        self.whole_rank = rank  # before any columns were cut off
         self.lowered = lowered  # whether autocast would lower the precision of this weight
         self.order = order  # the owner's parameter names before anything was factorised: merge_ restores it
         self.fit_error: float | None = None

@@ -7,7 +7,8 @@ of HeteroFL (Diao et al., ICLR 2021, Section 3) with ranks in place of widths.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -74,6 +75,44 @@ def nest_(model: nn.Module, share: float) -> nn.Module:
             elif index % 2 == 0 and not cores:
                 factor[:, first:] = 0
     return model
+
+
+@contextmanager
+def at_share(model: nn.Module, share: float) -> Iterator[nn.Module]:
+    """Compute with the first columns of every factor only, and yield the model; gradients reach these columns alone.
+
+    Ordered dropout (FjORD: Horváth et al., NeurIPS 2021, Section 3) with ranks in place of widths: a wide model that
+    also trains as the narrow one that others hold keeps the common columns working by themselves.
+
+    Args:
+        model: a model of this share of the common ranks or of more; its optimiser's parameters stay what they are.
+        share: of the ranks that the whole model has.
+    """
+    cuts = []
+    for place in factorised_weights(model):
+        stack, rank = place.module.get_submodule(f"parametrizations.{place.name}"), place.own.rank
+        place.own.rank = columns(place.own.whole_rank, share)
+        for index, factor in enumerate(place.factors.values()):
+            part = factor.detach()
+            for side in _sides(place.own, index, factor):
+                part = part.narrow(side, 0, place.own.rank)
+            own = nn.Parameter(part, requires_grad=factor.requires_grad)
+            setattr(stack, f"original{index}", own)
+            cuts.append((stack, f"original{index}", factor, own, place.own, rank))
+    try:
+        yield model
+    finally:
+        for stack, name, factor, own, parametrization, rank in cuts:
+            setattr(stack, name, factor)
+            parametrization.rank = rank
+            _add_gradient(factor, own.grad)
+
+
+def _add_gradient(factor: Tensor, first: Tensor | None) -> None:
+    """Add the gradient of a factor's first columns to its own."""
+    if first is not None:
+        factor.grad = torch.zeros_like(factor) if factor.grad is None else factor.grad
+        factor.grad[tuple(slice(size) for size in first.shape)] += first
 
 
 def check_share(share: float) -> None:

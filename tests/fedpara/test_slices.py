@@ -8,7 +8,7 @@ from torch import nn
 
 import fedpara as fp
 from fedpara.errors import ConfigError, UpdateError
-from fedpara.slices import SlicedMean, columns, cut, narrow_, nest_, rank_sides
+from fedpara.slices import LEAST, SlicedMean, at_share, columns, cut, narrow_, nest_, rank_sides
 from tests import reference
 
 SHARES = (1.0, 0.5, 0.25, 0.1)
@@ -95,3 +95,37 @@ def test_a_nested_model_begins_as_its_first_columns_of_the_variance_that_the_who
     for name in ("0", "3"):
         factors = [tensor for key, tensor in whole.named_parameters() if key.startswith(f"{name}.param")]
         assert any(bool(factor.grad[(factor == 0)].any()) for factor in factors)  # the others can learn
+
+
+@pytest.mark.parametrize("config", [fp.FedPara(gamma=0.5), fp.LowRank(gamma=0.9)], ids=str)
+def test_a_wide_model_trains_as_the_narrow_one_that_others_hold(config):
+    whole, narrow = network(config), narrow_(network(config), 0.25)
+    sides, inputs = rank_sides(whole), torch.randn(8, 48, 3, 3)
+    narrow(inputs).square().sum().backward()
+    with at_share(whole, 0.25) as model:
+        model(inputs).square().sum().backward()
+    assert whole(inputs).shape == (8, 4)  # whole again
+    gradients = dict(narrow.named_parameters())
+    for name, factor in whole.named_parameters():
+        expected = torch.zeros_like(factor)
+        first = gradients[name].grad
+        expected[tuple(slice(size) for size in first.shape)] = first
+        torch.testing.assert_close(factor.grad, expected, msg=name)
+        assert name not in sides or factor.shape != first.shape or factor.shape[1] <= LEAST
+
+
+def test_a_step_at_each_of_two_shares_adds_up_and_an_error_leaves_the_model_whole():
+    whole, inputs = network(), torch.randn(8, 48, 3, 3)
+    alone = network()
+    alone(inputs).sum().backward()
+    with at_share(whole, 1.0):
+        whole(inputs).sum().backward()
+    for factor, other in zip(whole.parameters(), alone.parameters(), strict=True):
+        torch.testing.assert_close(factor.grad, other.grad)
+    parameters = [id(factor) for factor in whole.parameters()]
+    with pytest.raises(RuntimeError), at_share(whole, 0.5):
+        whole(torch.randn(8, 1, 3, 3))
+    assert [id(factor) for factor in whole.parameters()] == parameters
+    half = narrow_(network(), 0.5)
+    with at_share(half, 0.25):  # of the whole model's ranks, not of this one's
+        assert half[3].parametrizations.weight[0].rank == narrow_(network(), 0.25)[3].parametrizations.weight[0].rank
