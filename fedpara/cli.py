@@ -258,6 +258,89 @@ def export(run: Path, output: Path) -> None:
     click.echo(f"{output}: {output.stat().st_size:,} bytes, outputs {checked}")
 
 
+@cli.group()
+def deploy() -> None:
+    """A server and clients on machines of their own, over TLS and with a key for each."""
+
+
+EPILOG_INIT = """\b
+Example of a PLAN:
+  name = "clinics"
+  recipe = "digits"                # or a TOML file beside the plan
+  [changes]                        # keys of the recipe
+  rounds = 50
+  [server]
+  host = "fl.example.org"
+  [[clients]]
+  name = "north"
+  data-dir = "/srv/images"
+  [[clients]]
+  name = "south"
+  device = "cuda:0\""""
+
+
+@deploy.command(epilog=EPILOG_INIT)
+@click.argument("plan", type=click.Path(path_type=Path))
+@click.option("--output", type=click.Path(path_type=Path), help="Where the folders go [default: the plan's name].")
+def init(plan: Path, output: Path | None) -> None:
+    """Write a folder for each machine: keys, certificates, units, a Compose file, a README.
+
+    What is there already is never overwritten: a client added to the PLAN later gets its folder by the same call.
+    """
+    from .deploy.folders import init as write
+
+    output = output or plan.with_suffix("")
+    for folder, new in write(plan, output).items():
+        click.echo(f"{folder}: {'written' if new else 'kept as it was'}")
+    click.echo("Carry each folder to its machine and keep 'authority' under lock; each README says the rest.")
+
+
+@deploy.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+def check(folder: Path) -> None:
+    """Look at everything that can be wrong on this machine; each line passes or says what to do.
+
+    FOLDER is the server's or a client's. The exit code is 1 where a line does not pass.
+    """
+    from .deploy.check import check as look
+
+    failed = 0
+    for finding in look(folder):
+        failed += not finding.passed
+        mark = click.style("pass", fg="green") if finding.passed else click.style("FAIL", fg="red")
+        click.echo(f"{mark}  {finding.what:11}  {finding.text}")
+    sys.exit(1 if failed else 0)
+
+
+@deploy.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--print", "show", is_flag=True, help="Show the command line and end.")
+def start(folder: Path, show: bool) -> None:
+    """Run the SuperLink or SuperNode that FOLDER is for, in the foreground, until it is stopped."""
+    import shlex
+
+    from .deploy import start as starting
+
+    if show:
+        click.echo(shlex.join(starting.command(folder.resolve())))
+    else:
+        sys.exit(starting.start(folder, lambda line: click.echo(f"fedpara: {line}", err=True)))
+
+
+@deploy.command(name="run")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option(
+    "--wait", type=click.FloatRange(0), default=300, show_default=True, help="Seconds for a SuperLink to come."
+)
+def run_training(folder: Path, wait: float) -> None:
+    """Train what the server's FOLDER is for, on its SuperLink; goes on after whatever ended it."""
+    from . import report
+    from .deploy.run import run as follow
+
+    logging.getLogger("fedpara").setLevel(logging.WARNING)
+    click.echo(f"report: {report.write(follow(folder, wait=wait))}")
+
+
 def main() -> None:
     """Entry point. A mistake of the user's is one line and exit code 2; Ctrl-C is exit code 130."""
     logging.basicConfig(format="%(message)s", level=logging.ERROR)  # the live table shows what is dropped

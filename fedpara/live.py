@@ -48,16 +48,13 @@ class LiveTable:
         self._widths: list[int] = []
 
     def started(self, recipe: Recipe, task: Task, facts: Mapping[str, Any], rows: list[dict[str, Any]]) -> None:
-        self._measure = task.measure
         twin = f"dense twin {bytes_text(facts['dense_twin_model'])} a model"
         sent = f"{facts['shared_parameters']:,} parameters sent, {bytes_text(facts['uplink_payload'])} up; {twin}"
         what = recipe.parametrization + (f" γ={recipe.gamma:g}" if recipe.gamma is not None else "")
         self.console.print(
             f"[bold]{recipe.name}[/bold]: {recipe.clients} clients, {recipe.cohort} a round; {what}; {sent}"
         )
-        headers = ["round", task.measure, "loss", "up", "down", "total", "vs dense", "seconds"]
-        self._widths = [max(len(text), width) for text, width in zip(headers, (5, 9, 8, 9, 9, 9, 8, 7), strict=True)]
-        self.console.print(self._line(headers), style="dim", highlight=False)
+        self.head(task.measure)
         for row in rows:
             self._print(row)
         if self.console.is_terminal:
@@ -65,6 +62,13 @@ class LiveTable:
             self._progress = Progress(*columns, console=self.console, transient=True)
             self._bar = self._progress.add_task("rounds", total=recipe.rounds, completed=len(rows))
             self._progress.start()
+
+    def head(self, measure: str) -> None:
+        """The columns' names."""
+        self._measure = measure
+        headers = ["round", measure, "loss", "up", "down", "total", "vs dense", "seconds"]
+        self._widths = [max(len(text), width) for text, width in zip(headers, (5, 9, 8, 9, 9, 9, 8, 7), strict=True)]
+        self.console.print(self._line(headers), style="dim", highlight=False)
 
     def finished_round(self, row: dict[str, Any]) -> None:
         self._print(row)

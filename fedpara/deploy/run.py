@@ -1,0 +1,217 @@
+"""Submits the training of a server's folder to its SuperLink, follows it, and goes on after whatever ended it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from .. import app as apps
+from ..checkpoint import replace_file
+from ..config import read_recipe
+from ..errors import ConfigError, FederationError
+from ..live import LiveTable
+from ..run import Run, read_rows
+from ..task import load_task
+from .plan import ServerFacts, read_facts
+from .start import environment, prepare
+
+CONNECTION = "federation"  # the SuperLink's name in Flower's own configuration
+TRIES = 5  # that end without a further round, before a person has to look
+PAUSE = 2.0  # seconds between two looks at the run
+log = logging.getLogger("fedpara")
+
+
+def run(folder: Path, *, wait: float = 300.0) -> Run:
+    """Train what a server's folder is for, to the end; the finished run, in the folder's ``run``.
+
+    The keys in ``nodes`` are registered first. A run that is still going is followed, and one that was ended from
+    outside (a ServerApp or a SuperLink that was killed, a machine that was restarted) is resumed from its checkpoint.
+
+    Args:
+        wait: seconds to wait for a SuperLink that is not there.
+
+    Raises:
+        ConfigError: not a server's folder.
+        FederationError: no SuperLink, or several tries that ended without a further round.
+    """
+    folder = folder.resolve()
+    facts = read_facts(folder)
+    if not isinstance(facts, ServerFacts):
+        raise ConfigError(f"{folder} is a client's folder: training is started on the server")
+    prepare(folder)
+    link = SuperLink(folder, facts, wait)
+    link.connect()
+    follower = _Follower(folder / "run")
+    tries = 0
+    while not follower.finished():
+        before = follower.rounds()
+        status = link.follow(follower)
+        if status == "finished:completed" and follower.finished():
+            break
+        tries = 0 if follower.rounds() > before else tries + 1
+        if tries >= TRIES:
+            raise FederationError(
+                f"the training ended {tries} times without a further round ({status}); "
+                f"the last of the server's log: {link.last_words()}"
+            )
+        log.warning("the run ended as %s after round %d: going on", status, follower.rounds())
+    follower.look()
+    done = Run(folder / "run")
+    follower.table.finished(done.summary, done.folder)
+    return done
+
+
+class SuperLink:
+    """The server's SuperLink, by Flower's command line."""
+
+    def __init__(self, folder: Path, facts: ServerFacts, wait: float) -> None:
+        self.folder, self.facts, self.wait = folder, facts, wait
+        self.current = folder / "state" / "flower-run.json"  # the run last submitted, to follow it again
+
+    def connect(self) -> None:
+        """Wait for the SuperLink and register every key in ``nodes``."""
+        self.configure()
+        for key in sorted((self.folder / "nodes").glob("*.pub")):
+            done = self.flwr("supernode", "register", str(key), CONNECTION, check=False)
+            if done.returncode and "already" not in (done.stdout + done.stderr).lower():
+                raise FederationError(f"the key of '{key.stem}' could not be registered: {_text(done)}")
+
+    def nodes(self) -> list[dict[str, Any]]:
+        """What the SuperLink knows of the nodes, a table for each registered key."""
+        self.configure()
+        return list(_json(self.flwr("supernode", "list", CONNECTION, "--format", "json")).get("nodes", []))
+
+    def configure(self) -> None:
+        """Wait for the SuperLink, and tell Flower's command line where it is."""
+        self.wait_for_port()
+        prepare(self.folder)
+        address = {
+            "address": f"127.0.0.1:{self.facts.superlink_port}",
+            "root-certificates": str(self.folder / "ca.crt"),
+        }
+        config = tomli_w.dumps({"superlink": {"default": CONNECTION, CONNECTION: address}})
+        replace_file(self.folder / "flwr" / "config.toml", config.encode())
+
+    def wait_for_port(self) -> None:
+        end = time.monotonic() + self.wait
+        while True:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.facts.superlink_port), 2):
+                return
+            if time.monotonic() > end:
+                where = f"127.0.0.1:{self.facts.superlink_port}"
+                raise FederationError(f"no SuperLink on {where}: start it with 'fedpara deploy start {self.folder}'")
+            time.sleep(0.5)
+
+    def follow(self, follower: _Follower) -> str:
+        """Submit the run unless one is going, and show its rounds until it has ended; Flower's word for how."""
+        number = self._going() or self._submit()
+        while True:
+            self.wait_for_port()
+            status = self._status(number)
+            follower.look()
+            if status.startswith("finished"):
+                return status
+            time.sleep(PAUSE)
+
+    def _going(self) -> str | None:
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            number = str(json.loads(self.current.read_text())["run"])
+            if not self._status(number).startswith("finished"):
+                return number
+        return None
+
+    def _submit(self) -> str:
+        config = {"recipe": str(self.folder / "recipe.toml"), "folder": str(self.folder / "run")}
+        settings = self.folder / "state" / "run-config.toml"
+        settings.write_text(tomli_w.dumps({**config, "resume": (self.folder / "run" / "recipe.toml").is_file()}))
+        done = self.flwr(
+            *("run", str(self._app()), CONNECTION, "--run-config", str(settings), "--format", "json"), check=False
+        )
+        number = _json(done).get("run-id")
+        if not number:
+            raise FederationError(f"the SuperLink did not take the run: {_text(done)}")
+        replace_file(self.current, json.dumps({"run": str(number)}).encode())
+        return str(number)
+
+    def _app(self) -> Path:
+        """What travels to the nodes: the library and the app side by side, in whatever way they are installed."""
+        target = self.folder / "work" / "app"
+        shutil.rmtree(target, ignore_errors=True)
+        skip = shutil.ignore_patterns("__pycache__", "_app", "*.pyc")
+        shutil.copytree(Path(apps.__file__).parent, target / "fedpara", ignore=skip)
+        for part in apps.PARTS:
+            shutil.copytree(apps.root() / part, target / part, ignore=skip)
+        shutil.copy(apps.root() / "pyproject.toml", target)
+        return target
+
+    def _status(self, number: str) -> str:
+        runs = _json(self.flwr("list", CONNECTION, "--run-id", number, "--format", "json", check=False)).get("runs", [])
+        return str(runs[0]["status"]) if runs else "finished:unknown"
+
+    def flwr(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        command = [str(Path(sys.executable).parent / "flwr"), *arguments]
+        environ = environment(self.folder)
+        done = subprocess.run(
+            command, cwd=prepare(self.folder), env=environ, capture_output=True, text=True, timeout=120, check=False
+        )
+        if check and done.returncode:
+            raise FederationError(f"'flwr {' '.join(arguments[:2])}' failed: {_text(done)}")
+        return done
+
+    def last_words(self) -> str:
+        """The last line of the last run's log."""
+        with contextlib.suppress(OSError, ValueError, subprocess.TimeoutExpired):
+            number = str(json.loads(self.current.read_text())["run"])
+            lines = [
+                line.strip() for line in self.flwr("log", number, CONNECTION, "--show", check=False).stdout.splitlines()
+            ]
+            return next((line for line in reversed(lines) if "Error" in line), lines[-1] if lines else "it is empty")
+        return "it cannot be read"
+
+
+class _Follower:
+    """Shows the rounds of a run that another process writes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.table = LiveTable()
+        self.table.head(load_task(read_recipe(folder.parent / "recipe.toml").task).measure)
+        self._shown = 0
+
+    def rounds(self) -> int:
+        """How many are done."""
+        return len(read_rows(self.folder / "rounds.jsonl"))
+
+    def finished(self) -> bool:
+        return (self.folder / "summary.json").is_file()
+
+    def look(self) -> None:
+        """Show what is new."""
+        rows = read_rows(self.folder / "rounds.jsonl")
+        for row in rows[self._shown :]:
+            self.table.finished_round(row)
+        self._shown = max(self._shown, len(rows))
+
+
+def _json(done: subprocess.CompletedProcess[str]) -> Mapping[str, Any]:
+    """What Flower's command line answered; it mixes other lines in."""
+    start = done.stdout.find("{")
+    with contextlib.suppress(ValueError):
+        found = json.loads(done.stdout[start:]) if start >= 0 else {}
+        return found if isinstance(found, dict) else {}
+    return {}
+
+
+def _text(done: subprocess.CompletedProcess[str]) -> str:
+    return " ".join((done.stdout + done.stderr).split())[-400:] or f"exit code {done.returncode}"
