@@ -53,7 +53,7 @@ class StreamingMean:
         Raises:
             UpdateError: see `check_update`; or a weight that is not a positive finite number.
         """
-        total = self._weight + _checked_weight(weight)
+        total = self._weight + check_weight(weight)
         if not math.isfinite(total):
             raise UpdateError(f"the weights' sum overflows with {weight!r}: use smaller weights")
         check_update(state, self._like)
@@ -122,7 +122,8 @@ def _check_tensor(name: str, given: object, expected: Tensor) -> None:
             )
 
 
-def _checked_weight(weight: float) -> float:
+def check_weight(weight: float) -> float:
+    """An update's weight as a float. Raises UpdateError where it is not positive and finite."""
     try:
         value = float(weight)
     except (TypeError, ValueError):

@@ -86,6 +86,15 @@ class Recipe:
     rounds: int = setting(10, "communication rounds", low=1)
     clients: int = setting(10, "clients in the population", low=1)
     cohort: int = setting(10, "clients that train in a round", low=1)
+    over_selection: int = setting(
+        0, "further clients asked in a round, whose first replies are taken and the last not waited for", low=0
+    )
+    min_replies: int = setting(
+        1, "usable replies without which a round changes nothing; three such rounds end a run", low=1
+    )
+    norm_bound: float = setting(
+        10.0, "a change of more than so many times the cohort's median norm is refused; 0: none", low=0
+    )
     seed: int = setting(0, "seed of everything random", low=0, high=2**63 - 1)
     parametrization: str = setting("fedpara", "how the weights are parametrized", choices=PARAMETRIZATIONS)
     gamma: float | None = setting(None, "FedPara's rank between the least and the largest useful one", low=0, high=1)
@@ -131,6 +140,10 @@ class Recipe:
             raise ConfigError(
                 f"cohort = {self.cohort} is larger than clients = {self.clients}: lower cohort or raise clients"
             )
+        if self.min_replies > self.cohort:
+            raise ConfigError(
+                f"min_replies = {self.min_replies} is larger than cohort = {self.cohort}: no round counts"
+            )
         if any(not 0 <= share <= 1 for share in self.rank_shares) or (self.rank_shares and not any(self.rank_shares)):
             raise ConfigError(f"rank_shares = {list(self.rank_shares)}: shares are from 0 (left out) to 1, not all 0")
         for item in dataclasses.fields(self.optimiser):
@@ -158,6 +171,9 @@ SERVER_ONLY = frozenset(
         "stop_at",
         "final_evaluation",
         "fine_tune",
+        "over_selection",
+        "min_replies",
+        "norm_bound",
         "deadline",
         "data_dir",
         "device",

@@ -15,28 +15,30 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from fedpara.aggregate import StreamingMean, check_update
+from fedpara.aggregate import StreamingMean, check_update, check_weight
 from fedpara.checkpoint import Checkpoint
 from fedpara.codec import codec
 from fedpara.config import Recipe
 from fedpara.device import find_device
-from fedpara.errors import ConfigError, FedparaError
+from fedpara.errors import ConfigError, FederationError, FedparaError, UpdateError
 from fedpara.parametrize import merge_
 from fedpara.run import Row, Run, RunWriter
 from fedpara.seeds import derive
 from fedpara.sharing import local_names, shared_state, trained_parameters
-from fedpara.slices import SlicedMean, rank_sides
+from fedpara.slices import SlicedMean, cut, rank_sides
 from fedpara.task import Metrics, Task, build_model, build_task
 from fedpara.wire import ARRAYS, CONFIG, CONTROL, EVALUATION, EXAMPLES, FINE_TUNE, RETRY, ROUND
 
 from .averaging import FactorAveraging
+from .cohort import Cohort, change_norm
 from .evaluation import Evaluator
 from .grid import CodedGrid, NotHeldError, Update
 from .memory import ClientMemory
-from .roster import call_the_roll
+from .roster import Roster
 from .strategies import CohortMean, build_strategy
 
 State = dict[str, Tensor]
+LOST_ROUNDS = 3  # in a row, that end a federation
 log = logging.getLogger("fedpara")
 
 
@@ -61,10 +63,10 @@ class _Round:
     mean: SlicedMean
     control: StreamingMean
     weights: StreamingMean | None  # of the composed weights, where they are wanted
+    held: Cohort  # updates that are not in the means yet
     trained: list[Metrics] = field(default_factory=list)
     judged: list[Metrics] = field(default_factory=list)
     dropped: list[dict[str, str]] = field(default_factory=list)
-    lacking: list[str] = field(default_factory=list)  # clients that lack what they were sent the difference to
 
 
 class Federation:
@@ -100,10 +102,13 @@ class Federation:
         """Every round that is left, then the merged model and the summary."""
         self.observer.started(self.recipe, self.task, self._facts(), self.writer.rows)
         if not self._done():
-            roster = call_the_roll(self.grid, self.recipe.clients, self.recipe.cohort)
-            self._check_shares()
+            roster = Roster(self.grid, self.recipe)
+            roster.call()
             while not self._done():
-                self._round(len(self.writer.rows) + 1, roster)
+                here = roster.look()
+                self._check_shares()
+                self._round(len(self.writer.rows) + 1, here)
+                self._check_life()
         summary = self._summary()
         self.evaluator(self.model)  # loads the final state into the network that is merged
         self.writer.finish(summary, merge_(self.evaluator.model))
@@ -122,6 +127,16 @@ class Federation:
             if trouble:
                 raise ConfigError(f"{key} = '{value}' needs every client at its full rank: leave rank-shares out")
 
+    def _check_life(self) -> None:
+        """Raises FederationError where round after round brought too few replies: waiting on would be for nothing."""
+        last = self.writer.rows[-LOST_ROUNDS:]
+        if len(last) == LOST_ROUNDS and all(row["replies"] < self.recipe.min_replies for row in last):
+            why = last[-1]["dropped"][-1]["reason"] if last[-1]["dropped"] else "nobody was asked"
+            raise FederationError(
+                f"{LOST_ROUNDS} rounds in a row with fewer than {self.recipe.min_replies} usable replies ({why}): "
+                "see that clients are running, then resume"
+            )
+
     def _done(self) -> bool:
         """Whether every round is done, or the measure has come as far as it is wanted."""
         rows = self.writer.rows
@@ -134,12 +149,15 @@ class Federation:
     def _round(self, round: int, roster: Mapping[str, int]) -> None:
         started = time.perf_counter()
         recorded = len(self.writer.ledger)
+        self.grid.count_late(round)
         cohort = sample(self.recipe, round, list(roster))
         asked = self._ask(round, cohort, roster)
         trained_at = time.perf_counter()
-        result = self._collect(asked, cohort)
-        if result.lacking:  # what these held is lost: all of the model, once more
-            self._collect(self._ask(round, result.lacking, roster, again=True), result.lacking, result)
+        result = self._new_round()
+        lacking = self._collect(asked, cohort, result)
+        if lacking:  # what these held is lost: all of the model, once more
+            self._collect(self._ask(round, lacking, roster, again=True), lacking, result, again=True)
+        self._settle(result)
         gap = self._aggregate(round, result, len(roster))
         aggregated_at = time.perf_counter()
         evaluated = self._evaluate(round)
@@ -179,53 +197,76 @@ class Federation:
         ids = self.grid.push_messages(messages)
         return {message_id: client for message_id, client in zip(ids, cohort, strict=True) if message_id is not None}
 
-    def _collect(self, asked: Mapping[str, str], cohort: list[str], result: _Round | None = None) -> _Round:
-        """Add every good reply to the mean; name and count the others."""
-        again = result is not None
-        result = result or self._new_round()
-        take = partial(self._add, result)
-        result.lacking = self._receive(asked, cohort, take, result.dropped, again=again)
-        return result
+    def _collect(
+        self, asked: Mapping[str, str], clients: list[str], result: _Round, *, again: bool = False
+    ) -> list[str]:
+        """Hold every good reply; name the others. Returns who lacks a model and was not asked ``again`` yet."""
+        enough = self.recipe.cohort if self.recipe.over_selection else None
+        take = partial(self._hold, result)
+        return self._receive(asked, clients, take, result.dropped, again=again, enough=enough)
 
     def _receive(
         self,
         asked: Mapping[str, str],
         clients: list[str],
-        take: Callable[[Update], None],
+        take: Callable[[Update], int],
         dropped: list[dict[str, str]],
         *,
         again: bool,
+        enough: int | None = None,
     ) -> list[str]:
-        """Hand over every good reply; name the others. Returns who lacks a model and was not asked ``again`` yet."""
-        answered: set[str] = set()
+        """Hand over every good reply until ``take`` has enough; name the others. Returns who lacks a model."""
+        waiting = dict.fromkeys(clients, f"no answer within {self.recipe.deadline:g} s")
         lacking: list[str] = []
-        for reply in self.grid.replies(asked, self.recipe.deadline):
+        taken = 0
+        for reply in self.grid.replies(asked, self.recipe.deadline, as_they_come=enough is not None):
             client = asked.get(reply.metadata.reply_to_message_id, "unknown")
-            answered.add(client)
+            waiting.pop(client, None)
             try:
-                take(self.grid.open(reply))
+                taken = take(self.grid.open(reply))
             except FedparaError as error:
                 if isinstance(error, NotHeldError) and not again:
                     lacking.append(client)
                     log.warning("%s: %s", client, error)
                 else:
-                    dropped.append({"client": client, "reason": str(error)})
-                    log.warning("%s dropped: %s", client, error)
-        for client in clients:
-            if client not in answered:
-                reason = f"no answer within {self.recipe.deadline:g} s"
-                dropped.append({"client": client, "reason": reason})
-                log.warning("%s dropped: %s", client, reason)
+                    _drop(dropped, client, str(error))
+            if enough is not None and taken >= enough:
+                waiting = dict.fromkeys(waiting, f"not waited for: {taken} others were faster")
+                break
+        for client, reason in waiting.items():
+            _drop(dropped, client, reason)
         return lacking
+
+    def _hold(self, result: _Round, update: Update) -> int:
+        """Check an update and hold it; how many are held. Raises UpdateError where it must not touch the model."""
+        check_weight(update.examples)
+        before = cut(self.model, self.sides, update.share)
+        check_update(update.state, before)
+        if self.strategy.sends_control:
+            check_update(update.control, self.strategy.trained)
+        result.held.add(update, change_norm(update.state, before, self.strategy.trained))
+        return len(result.held)
+
+    def _settle(self, result: _Round) -> None:
+        """Add what was held to the means, but for what stands out."""
+        for update, refused in result.held.settle():
+            try:
+                if refused:
+                    raise UpdateError(refused)
+                self._add(result, update)
+            except UpdateError as error:
+                _drop(result.dropped, update.client, str(error))
 
     def _new_round(self) -> _Round:
         weights = StreamingMean(self.averaging.like()) if self.composes else None
-        return _Round(SlicedMean(self.initial, self.sides), StreamingMean(self.strategy.trained), weights)
+        means = SlicedMean(self.initial, self.sides), StreamingMean(self.strategy.trained), weights
+        return _Round(*means, Cohort(self.recipe.norm_bound))
 
     def _aggregate(self, round: int, result: _Round, clients: int) -> float | None:
         """Make the cohort's means the next model; how far the factors' mean is from the weights', if it is measured."""
-        if not result.mean.count:
-            log.warning("round %d: no usable reply, the model stays as it was", round)
+        if result.mean.count < self.recipe.min_replies:
+            found, least = result.mean.count, self.recipe.min_replies
+            log.warning("round %d: %d usable replies of %d at least, the model stays as it was", round, found, least)
             return None
         model, gap = result.mean.result(self.model), None
         if result.weights is not None:
@@ -238,13 +279,10 @@ class Federation:
         return gap
 
     def _add(self, result: _Round, update: Update) -> None:
-        """Take one checked update into the round's means. Raises UpdateError where it must not be."""
+        """Take one checked update into the round's means. Raises UpdateError where its weights are not finite."""
         weight = min(update.examples, 1) if self.strategy.uniform else update.examples
         composed: State = {}
-        if self.strategy.sends_control:
-            check_update(update.control, self.strategy.trained)
         if result.weights is not None:
-            check_update(update.state, self.initial)
             composed = self.averaging.compose(update.state)
             check_update(composed, composed)  # finite factors may have a product that is not
         result.mean.add(update.state, weight, update.share)  # from here on nothing can be refused
@@ -267,8 +305,9 @@ class Federation:
         config = ConfigRecord({ROUND: round, FINE_TUNE: self.recipe.fine_tune})
         found: dict[str, Metrics] = {}
 
-        def take(update: Update) -> None:
+        def take(update: Update) -> int:
             found[update.client] = Metrics(update.examples, update.metrics)
+            return len(found)
 
         def judge(clients: list[str], *, again: bool) -> list[str]:
             asked = self._send(MessageType.EVALUATE, clients, roster, config, {})
@@ -342,10 +381,15 @@ class Federation:
         }
 
 
+def _drop(dropped: list[dict[str, str]], client: str, reason: str) -> None:
+    dropped.append({"client": client, "reason": reason})
+    log.warning("%s dropped: %s", client, reason)
+
+
 def sample(recipe: Recipe, round: int, clients: list[str]) -> list[str]:
     """The round's cohort: drawn without replacement from the clients' names by the recipe's seed."""
     generator = np.random.default_rng(derive(recipe.seed, "cohort", round))
-    size = min(recipe.cohort, len(clients))
+    size = min(recipe.cohort + recipe.over_selection, len(clients))
     return [clients[index] for index in sorted(generator.choice(len(clients), size, replace=False))]
 
 

@@ -318,17 +318,38 @@ class CodedGrid(Grid):
             reply.content[CONTROL] = ArrayRecord(update.control)
         return reply
 
-    def replies(self, message_ids: Iterable[str], deadline: float) -> Iterable[Message]:
-        """Raw replies, one at a time and in the order asked for, until ``deadline`` seconds have passed.
+    def replies(self, message_ids: Iterable[str], deadline: float, *, as_they_come: bool = False) -> Iterable[Message]:
+        """Raw replies, one at a time, until ``deadline`` seconds have passed; in the order asked for, or as they come.
 
-        The fixed order makes the mean's rounding the same in every run, and what came early waits where it is, not in
-        this process: the server holds one update at a time, whatever the size of the cohort.
+        In that order, what came early waits where it is and not in this process.
         """
         end = time.monotonic() + deadline
-        for message_id in message_ids:
-            while not (found := list(self.inner.pull_messages([message_id]))) and time.monotonic() < end:
-                time.sleep(self._pause)
+        waiting = list(message_ids)
+        while waiting:
+            wanted = waiting if as_they_come else waiting[:1]
+            found = list(self.inner.pull_messages(wanted))
+            waiting = [message_id for message_id in waiting if message_id not in {_asked_by(reply) for reply in found}]
             yield from found
+            if found:
+                continue
+            if time.monotonic() < end:
+                time.sleep(self._pause)
+            elif as_they_come:
+                return
+            else:  # others may have answered in time
+                waiting.pop(0)
+
+    def count_late(self, round: int) -> None:
+        """Count what came after it was waited for, and let it go: it cost its bytes all the same.
+
+        What is not there by the next round but one is no longer looked for.
+        """
+        late = [message_id for message_id, sent in self._sent.items() if sent.round]  # 0: of the roll-call
+        for reply in self.inner.pull_messages(late) if late else []:
+            sent = self._sent.pop(_asked_by(reply), None)
+            if sent is not None:
+                self._count_up(sent, reply)
+        self._sent = {key: sent for key, sent in self._sent.items() if not sent.round or sent.round >= round - 1}
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Push, then pull until every reply is there or ``timeout`` seconds have passed."""
@@ -369,6 +390,10 @@ class CodedGrid(Grid):
 
 class NotHeldError(UpdateError):
     """A client does not hold the model that it was sent the difference to: it needs all of it."""
+
+
+def _asked_by(reply: Message) -> str:
+    return str(reply.metadata.reply_to_message_id)
 
 
 def packed_record(blob: bytes, stype: str = PACKED) -> ArrayRecord:

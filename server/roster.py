@@ -1,12 +1,14 @@
-"""Who takes part: asks every node for its client's name, so that a client is sampled by name in every runtime."""
+"""Who takes part: every node is asked for its client's name, so that a client is sampled by name in every runtime."""
 
 from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterable
 
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 
+from fedpara.config import Recipe
 from fedpara.errors import FederationError, FedparaError, UpdateError
 from fedpara.slices import check_share
 from fedpara.wire import CONFIG, RANK_SHARE, ROUND
@@ -17,36 +19,96 @@ WAIT = 300.0  # seconds that the server waits for clients to come
 log = logging.getLogger("fedpara")
 
 
-def call_the_roll(grid: CodedGrid, clients: int, cohort: int, wait: float = WAIT) -> dict[str, int]:
-    """Names of the clients that are there, and their nodes, in an order that depends on the names alone.
+class Roster:
+    """The clients of a federation by name, and which of them are connected. Those that come later are taken in.
 
-    Raises:
-        FederationError: fewer than a cohort answered in time, or two nodes gave one name.
+    Args:
+        grid: is told names and shares of the ranks.
+        recipe: how many clients there are, how many a cohort has, and how many a round needs at least.
+        wait: seconds to wait for them.
     """
-    known = getattr(grid.inner, "clients", None)  # the in-process runtime knows its clients
-    if known is not None:
-        grid.names = {node: name for name, node in known.items()}
-        grid.shares = {name: grid.recipe.rank_share(place) for place, name in enumerate(known)}
-        return {name: node for name, node in known.items() if grid.shares[name]}
-    nodes = _wait_for_nodes(grid, clients, wait)
-    content = RecordDict({CONFIG: ConfigRecord({ROUND: 0})})
-    ids = grid.push_messages([Message(content, node, MessageType.QUERY) for node in nodes])
-    found: dict[str, int] = {}
-    for reply in grid.replies([message_id for message_id in ids if message_id], wait):
+
+    def __init__(self, grid: CodedGrid, recipe: Recipe, wait: float = WAIT) -> None:
+        self._grid, self._recipe, self._wait = grid, recipe, wait
+        self._found: dict[str, int] = {}
+        self._asked: dict[int, str] = {}  # node -> message, of those that have not answered
+        # The in-process runtime knows its clients, and they are always there.
+        self._known: dict[str, int] | None = getattr(grid.inner, "clients", None)
+
+    def call(self) -> dict[str, int]:
+        """Ask everybody, wait for the answers: names and nodes, in an order that depends on the names alone.
+
+        Raises:
+            FederationError: fewer than a cohort answered in time, or two nodes gave one name.
+        """
+        if self._known is not None:
+            self._grid.names = {node: name for name, node in self._known.items()}
+            self._grid.shares = {name: self._recipe.rank_share(place) for place, name in enumerate(self._known)}
+            return self._taking_part(self._known)
+        self._ask(self._wait_for(self._recipe.clients))
+        for reply in self._grid.replies(list(self._asked.values()), self._wait, as_they_come=True):
+            self._enter(reply)
+        self._check_enough(self._found, "answered", self._recipe.cohort)
+        return self._taking_part(self._found)
+
+    def look(self) -> dict[str, int]:
+        """Who is connected now, newcomers too once they have answered.
+
+        Raises:
+            FederationError: fewer than a round needs were connected in time.
+        """
+        if self._known is not None:
+            return self._taking_part(self._known)
+        for reply in self._grid.inner.pull_messages(list(self._asked.values())) if self._asked else []:
+            self._enter(reply)
+        nodes, least = set(self._grid.get_node_ids()), self._recipe.min_replies
+        if len(nodes & set(self._found.values())) < least:
+            nodes = set(self._wait_for(least))
+        self._asked = {node: message for node, message in self._asked.items() if node in nodes}
+        self._ask(nodes - set(self._found.values()) - self._asked.keys())
+        here = self._taking_part({name: node for name, node in self._found.items() if node in nodes})
+        self._check_enough(here, "are connected", least)
+        return here
+
+    def _check_enough(self, found: dict[str, int], how: str, least: int) -> None:
+        if len(found) < least:
+            there = f"{len(found)} of {self._recipe.clients} clients {how}"
+            raise FederationError(f"{there}, a round needs {least}: start the others, then resume")
+
+    def _taking_part(self, found: dict[str, int]) -> dict[str, int]:
+        names = found if found is self._known else sorted(found)
+        return {name: found[name] for name in names if self._grid.shares.get(name, 1.0)}
+
+    def _ask(self, nodes: Iterable[int]) -> None:
+        content = RecordDict({CONFIG: ConfigRecord({ROUND: 0})})
+        asked = sorted(nodes)
+        ids = self._grid.push_messages([Message(content, node, MessageType.QUERY) for node in asked])
+        self._asked |= {node: found for node, found in zip(asked, ids, strict=True) if found}
+
+    def _enter(self, reply: Message) -> None:
+        node = reply.metadata.src_node_id
+        self._asked.pop(node, None)
         try:
-            grid.open(reply)
+            self._grid.open(reply)
             name, share = _introduction(reply)
         except FedparaError as error:
-            log.warning("node %d does not take part: %s", reply.metadata.src_node_id, error)
-            continue
-        if name in found:
+            log.warning("node %d does not take part: %s", node, error)
+            return
+        if self._found.get(name, node) != node:
             raise FederationError(f"two nodes call themselves '{name}': give each its own name or partition-id")
-        found[name] = reply.metadata.src_node_id
-        grid.shares[name] = float(share)
-    if len(found) < cohort:
-        raise FederationError(f"{len(found)} of {clients} clients answered, a round needs {cohort}: start the others")
-    grid.names = {node: name for name, node in found.items()}
-    return {name: node for name, node in sorted(found.items()) if grid.shares[name]}
+        self._found[name] = node
+        self._grid.names[node] = name
+        self._grid.shares[name] = share
+
+    def _wait_for(self, least: int) -> list[int]:
+        """The nodes there are, once so many have come or the wait is over."""
+        end, seen = time.monotonic() + self._wait, -1
+        while len(nodes := sorted(self._grid.get_node_ids())) < least and time.monotonic() < end:
+            if len(nodes) != seen:
+                log.warning("%d of %d clients are connected; waiting up to %g s", len(nodes), least, self._wait)
+            seen = len(nodes)
+            time.sleep(0.5)
+        return nodes
 
 
 def _introduction(reply: Message) -> tuple[str, float]:
@@ -60,14 +122,3 @@ def _introduction(reply: Message) -> tuple[str, float]:
     if share:
         check_share(share)
     return str(record["client"]), float(share)
-
-
-def _wait_for_nodes(grid: CodedGrid, clients: int, wait: float) -> list[int]:
-    """The nodes there are, once as many as the recipe has clients have come or the wait is over."""
-    end, seen = time.monotonic() + wait, -1
-    while len(nodes := sorted(grid.get_node_ids())) < clients and time.monotonic() < end:
-        if len(nodes) != seen:
-            log.warning("%d of %d clients are connected; waiting up to %g s for the others", len(nodes), clients, wait)
-        seen = len(nodes)
-        time.sleep(0.5)
-    return nodes

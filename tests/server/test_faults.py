@@ -7,9 +7,12 @@ from safetensors.torch import load_file
 
 from fedpara.codec import codec
 from fedpara.config import read_recipe
+from fedpara.errors import ConfigError, FederationError
 from fedpara.task import build_model, build_task
 from fedpara.wire import ARRAYS, METRICS, PACKED, SETTINGS
+from server import cohort
 from server.federation import Federation
+from server.grid import Update
 from simulations.local import LocalGrid, local_grid
 from tests.conftest import SMALL, Silent
 
@@ -130,9 +133,13 @@ FAULTS = {
 }
 
 
-def federate(folder, change, victims):
-    with local_grid(RECIPE, folder / "clients") as grid:
-        return Federation(Tampering(grid, change, victims), RECIPE, folder, Silent()).run()
+def federate(folder, change, victims, recipe=RECIPE):
+    with local_grid(recipe, folder / "clients") as grid:
+        return Federation(Tampering(grid, change, victims), recipe, folder, Silent()).run()
+
+
+def changed(**changes):
+    return read_recipe(SMALL, {"rounds": 2, "cohort": 4, "deadline": 2.0, "uplink": "fp32"} | changes)
 
 
 @pytest.mark.parametrize("fault", sorted(FAULTS))
@@ -180,3 +187,73 @@ def test_a_reply_given_twice_counts_once(tmp_path):
     state = load_file(run.folder / "model.safetensors")
     expected = load_file(whole.folder / "model.safetensors")
     assert all(torch.equal(tensor, expected[name]) for name, tensor in state.items())
+
+
+def louder(factor):
+    """The model changed this many times as far, from what the first broadcast was."""
+
+    def change(reply):
+        first = build_model(RECIPE, build_task(RECIPE)).state_dict()
+        return with_state(reply, lambda state: {k: first[k] + factor * (v - first[k]) for k, v in state.items()})
+
+    return change
+
+
+def test_an_update_far_beyond_the_others_is_refused_and_one_within_is_not(tmp_path):
+    run = federate(tmp_path / "far", louder(30), lambda clients: clients[:1], changed(rounds=1))
+    assert [entry["client"] for entry in run.rounds[0]["dropped"]] == ["client-0000"]
+    assert "times the cohort's median norm" in run.rounds[0]["dropped"][0]["reason"]
+    assert run.rounds[0]["replies"] == 3
+    for factor, bound in ((3, 10), (30, 0), (30, 100)):
+        recipe = changed(rounds=1, norm_bound=bound)
+        run = federate(tmp_path / f"{factor}-{bound}", louder(factor), lambda clients: clients[:1], recipe)
+        assert run.rounds[0]["dropped"] == []
+
+
+def test_the_bound_is_the_whole_cohorts_whatever_came_first():
+    held = cohort.Cohort(bound=2.0)
+    norms = {"a": 100.0, "b": 90.0, "c": 1.0, "d": 1.5, "e": 1.2}
+    for name, norm in norms.items():
+        held.add(Update(name, {"w": torch.full((3,), norm)}, 1, {}), norm)
+    settled = list(held.settle())
+    assert [update.client for update, _ in settled] == sorted(norms)
+    assert [bool(refused) for _, refused in settled] == [True, True, False, False, False]
+    assert "66.7 times" in settled[0][1]
+    assert len(held) == 0
+
+
+def test_updates_that_wait_on_disk_are_the_same(tmp_path, monkeypatch):
+    whole = federate(tmp_path / "memory", lambda r: r, lambda clients: [])
+    monkeypatch.setattr(cohort, "ROOM", 0)
+    other = federate(tmp_path / "disk", lambda r: r, lambda clients: [])
+    state = load_file(whole.folder / "model.safetensors")
+    assert all(
+        torch.equal(tensor, state[name]) for name, tensor in load_file(other.folder / "model.safetensors").items()
+    )
+
+
+def test_over_selection_takes_the_first_and_counts_the_others_when_they_come(tmp_path):
+    recipe = changed(cohort=2, over_selection=2, rounds=3)
+    run = federate(tmp_path / "run", lambda r: r, lambda clients: [], recipe)
+    for row in run.rounds:
+        assert (len(row["cohort"]), row["replies"], len(row["dropped"])) == (4, 2, 2)
+        assert all("not waited for: 2 others were faster" in entry["reason"] for entry in row["dropped"])
+    # In one process a late client trains when it is asked for again: the first of the two, in the next round.
+    rows = [row for row in run.ledger.to_rows() if row["direction"] == "up" and row["purpose"] == "weights"]
+    assert len(rows) > 2 * 3
+    assert run.ledger.total("up") == sum(row["up"] for row in run.rounds)
+
+
+def test_a_round_with_too_few_replies_changes_nothing_and_three_of_them_end_the_run(tmp_path):
+    recipe = changed(rounds=6, min_replies=4)
+    with pytest.raises(FederationError, match=r"3 rounds in a row with fewer than 4 usable replies.*then resume"):
+        federate(tmp_path / "run", failed, lambda clients: clients[:1], recipe)
+    with local_grid(recipe, tmp_path / "run" / "clients") as grid:
+        run = Federation(grid, recipe, tmp_path / "run", Silent(), resume=True).run()
+    assert [row["replies"] for row in run.rounds] == [3, 3, 3, 4, 4, 4]
+    assert run.rounds[0]["loss"] == run.rounds[2]["loss"] != run.rounds[3]["loss"]
+
+
+def test_more_replies_than_a_cohort_has_cannot_be_asked_for():
+    with pytest.raises(ConfigError, match="min_replies = 5 is larger than cohort = 4"):
+        changed(min_replies=5)
