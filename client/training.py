@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -11,13 +12,15 @@ import torch
 from torch import nn
 
 from fedpara.config import Training
-from fedpara.errors import DataError
+from fedpara.errors import DataError, DeviceError
 from fedpara.layers import factorised_weights
 from fedpara.sharing import local_names
 from fedpara.slices import at_share
 from fedpara.task import ClientData, Metrics, Task
 
 from .methods import Method
+
+log = logging.getLogger("fedpara")
 
 
 def train(
@@ -50,6 +53,7 @@ def train(
         personal = set(local_names(model))
         own = [parameter for name, parameter in model.named_parameters() if name in personal]
         slow_down(optimizer, own, training.personal_lr)
+    step = Stepper(task, model, optimizer, method=method, training=training, device=device)
     total, steps = torch.zeros((), device=device), 0
     end = time.monotonic() + training.seconds if training.seconds else math.inf
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -60,7 +64,7 @@ def train(
                     break
                 batch = tuple(part.to(device) for part in task.prepare(data.train.batch(indices), generator))
                 share = shares[int(torch.randint(len(shares), (), generator=generator))] if shares else None
-                total += step(task, model, optimizer, batch, method, clip=training.clip, share=share)
+                total += step(batch, share)
                 steps += 1
     if method:
         method.finish(optimizer)
@@ -110,24 +114,68 @@ def batches(count: int, size: int, generator: torch.Generator) -> list[torch.Ten
     return parts
 
 
-def step(
-    task: Task,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    batch: tuple[torch.Tensor, ...],
-    method: Method | None,
-    *,
-    clip: float,
-    share: float | None = None,
-) -> torch.Tensor:
-    """One optimiser step, at a share of the ranks if given; the batch's loss, left on its device."""
-    optimizer.zero_grad(set_to_none=True)
-    with at_share(model, share) if share else nullcontext(model):
-        loss = task.loss(model, batch)
-        loss.backward()  # type: ignore[no-untyped-call]
-    if clip:
-        nn.utils.clip_grad_norm_(model.parameters(), clip)
-    if method:
-        method.correct()
-    optimizer.step()
-    return loss.detach()
+class Stepper:
+    """One optimiser step after another, in the precision that the recipe names, and in parts where memory is short.
+
+    A batch that does not fit is cut in two, as often as it takes, and the parts' gradients are added up: that is the
+    batch's own, but for layers that look at the whole batch (batch norm). The next step starts with as many parts.
+
+    Raises:
+        DeviceError: a single example does not fit.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        method: Method | None,
+        training: Training,
+        device: torch.device,
+    ) -> None:
+        self._task, self._model, self._optimizer, self._method = task, model, optimizer, method
+        self._clip = training.clip
+        dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[training.precision]
+        self._autocast = torch.autocast(device.type, dtype, enabled=dtype is not None)
+        self._scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+        self.parts = 1
+
+    def __call__(self, batch: tuple[torch.Tensor, ...], share: float | None = None) -> torch.Tensor:
+        """Take a step, at a share of the ranks if given; the batch's loss, left on its device."""
+        while True:
+            try:
+                loss = self._backward(batch, share)
+                break
+            except torch.OutOfMemoryError as error:
+                if self.parts >= max(map(len, batch)):
+                    reason = str(error).partition("\n")[0]
+                    raise DeviceError(f"one example does not fit into the device's memory: {reason}") from None
+                self.parts *= 2
+                log.warning("out of memory: batches in %d parts from now on", self.parts)
+        self._scaler.unscale_(self._optimizer)
+        if self._clip:
+            nn.utils.clip_grad_norm_(self._model.parameters(), self._clip)
+        if self._method:
+            self._method.correct()
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        return loss
+
+    def _backward(self, batch: tuple[torch.Tensor, ...], share: float | None) -> torch.Tensor:
+        """Fresh gradients of the batch's loss, and the loss."""
+        self._optimizer.zero_grad(set_to_none=True)
+        total = torch.zeros((), device=batch[0].device)
+        with at_share(self._model, share) if share else nullcontext(self._model):
+            for part in parts_of(batch, self.parts):
+                with self._autocast:
+                    loss = self._task.loss(self._model, part) * (len(part[0]) / len(batch[0]))
+                self._scaler.scale(loss).backward()
+                total += loss.detach()
+        return total
+
+
+def parts_of(batch: tuple[torch.Tensor, ...], count: int) -> Iterator[tuple[torch.Tensor, ...]]:
+    """A batch in so many parts, or as many as its smallest tensor has rows."""
+    count = min(count, *map(len, batch)) if count > 1 else 1
+    yield from zip(*(part.tensor_split(count) for part in batch), strict=True) if count > 1 else [batch]

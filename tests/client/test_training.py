@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from client.training import one_factor, slow_down
+from client.training import Stepper, one_factor, parts_of, slow_down
 from fedpara import FedPara, parametrize_
-from fedpara.config import read_recipe
+from fedpara.config import Training, read_recipe
+from fedpara.errors import DeviceError
 from fedpara.sharing import local_names
 from fedpara.task import build_model, build_task
 from tests.conftest import SMALL
@@ -51,3 +52,77 @@ def test_one_factor_of_each_weight_trains_and_all_do_again_afterwards():
         expected |= {f"0.parametrizations.weight.original{linear}", f"1.parametrizations.weight.original{conv}"}
         assert trains == expected
         assert all(own.requires_grad for own in model.parameters())
+
+
+class Hungry:
+    """A task whose loss runs out of memory for more than so many examples at once."""
+
+    def __init__(self, most):
+        self.most, self.seen = most, []
+
+    def loss(self, model, batch):
+        inputs, targets, *_ = batch
+        self.seen.append(len(inputs))
+        if len(inputs) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")
+        return nn.functional.mse_loss(model(inputs), targets)
+
+
+def stepper(task, model, rate=0.1, **changes):
+    optimizer = torch.optim.SGD(model.parameters(), lr=rate)
+    return Stepper(task, model, optimizer, method=None, training=Training(**changes), device=torch.device("cpu"))
+
+
+def problem(seed=0, rows=20):
+    torch.manual_seed(seed)
+    model = parametrize_(nn.Sequential(nn.Linear(30, 40), nn.Tanh(), nn.Linear(40, 3)), FedPara(gamma=0.3))
+    return model, (torch.randn(rows, 30), torch.randn(rows, 3))
+
+
+@pytest.mark.parametrize(("most", "parts"), [(20, 1), (10, 2), (7, 4), (1, 32)])
+def test_a_batch_that_does_not_fit_is_cut_and_the_step_is_the_same(most, parts):
+    model, batch = problem()
+    twin = copy.deepcopy(model)
+    loss = stepper(Hungry(20), twin)(batch)
+    task = Hungry(most)
+    step = stepper(task, model)
+    torch.testing.assert_close(step(batch), loss)
+    assert step.parts == parts
+    for own, other in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(own, other)
+    before = len(task.seen)
+    step(batch)  # the next one starts where this one ended
+    assert max(task.seen[before:]) <= most
+
+
+def test_an_example_that_does_not_fit_is_an_error_of_one_line():
+    model, batch = problem()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(DeviceError, match=r"one example does not fit.*CUDA out of memory\.$"):
+        stepper(Hungry(0), model)(batch)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_parts_of_unequal_tensors_go_together():
+    batch = torch.arange(6), torch.arange(18)
+    parts = list(parts_of(batch, 4))
+    assert [len(first) for first, _ in parts] == [2, 2, 1, 1]
+    assert torch.equal(torch.cat([second for _, second in parts]), batch[1])
+    assert len(list(parts_of(batch, 100))) == 6
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 0.05), ("fp16", 0.01)])
+def test_half_precision_takes_nearly_the_same_step(precision, tolerance):
+    model, batch = problem()
+    twin = copy.deepcopy(model)
+    start = [own.detach().clone() for own in model.parameters()]
+    stepper(Hungry(20), twin, clip=1.0)(batch)
+    stepper(Hungry(20), model, clip=1.0, precision=precision)(batch)
+    moved = torch.cat(
+        [(own.detach() - before).flatten() for own, before in zip(model.parameters(), start, strict=True)]
+    )
+    expected = torch.cat(
+        [(own.detach() - before).flatten() for own, before in zip(twin.parameters(), start, strict=True)]
+    )
+    assert all(own.dtype == torch.float32 for own in model.parameters())
+    assert 0 < float((moved - expected).norm()) < tolerance * float(expected.norm())
