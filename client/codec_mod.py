@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+import time
 from itertools import chain
+from pathlib import Path
+from typing import Any
 
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
@@ -14,7 +19,7 @@ from fedpara.checkpoint import part
 from fedpara.codec import Codec, codec, encode_with_feedback
 from fedpara.errors import CodecError, FedparaError
 from fedpara.seeds import generator_for
-from fedpara.wire import ARRAYS, CONTROL, NOT_HELD, PACKED, SEED, SETTINGS, check_seed
+from fedpara.wire import ARRAYS, CONFIG, CONTROL, METRICS, NOT_HELD, PACKED, ROUND, SECONDS, SEED, SETTINGS, check_seed
 
 from .runtime import Runtime, client_name, runtime_for, state_folder
 from .state import ClientState
@@ -28,20 +33,83 @@ def codec_mod(message: Message, context: Context, call_next: ClientAppCallable) 
     A mistake on this machine (data missing, device absent, another version) becomes a reply with its reason, not a
     traceback.
     """
+    watch, down = _Watch(), _payload(message)
+    reply = _answer(message, context, call_next, watch)
+    row = {"down": down, "up": _payload(reply)}
+    row["seconds"] = {name.removeprefix(SECONDS): round(seconds, 3) for name, seconds in watch.laps.items()}
+    _log(message, reply, context, row)
+    return reply
+
+
+def _answer(message: Message, context: Context, call_next: ClientAppCallable, watch: _Watch) -> Message:
     try:
         settings = message.content.config_records[SETTINGS]
         runtime = runtime_for(str(settings["recipe"]), context)
+        watch.lap("start")
         link = _Link(runtime, context, message)
         received = link.decode(message, str(settings["downlink"]))
+        watch.lap("decode")
         reply = call_next(message, context)
+        watch.lap("train")
         if ARRAYS in reply.content.array_records:
             link.encode(reply, received)
+        watch.lap("encode")
+        if METRICS in reply.content.metric_records:
+            reply.content.metric_records[METRICS].update(watch.laps)
         reply.content[SETTINGS] = ConfigRecord({"code": code_hash()})
         return reply
     except _NotHeldError as error:
         return Message(Error(NOT_HELD, str(error)), reply_to=message)
     except FedparaError as error:
         return Message(Error(REFUSED, str(error)), reply_to=message)
+
+
+def _log(message: Message, reply: Message, context: Context, row: dict[str, Any]) -> None:
+    """A line of ``messages.jsonl`` where this node keeps its state: when, what, how long, how many bytes; no values."""
+    folder = context.node_config.get("state-dir")
+    if not folder:
+        return
+    config = message.content.config_records.get(CONFIG, {})
+    row |= {"time": round(time.time(), 3), "kind": message.metadata.message_type, "round": int(config.get(ROUND, 0))}
+    if reply.has_error():
+        row["error"] = reply.error.reason
+    Path(str(folder)).mkdir(parents=True, exist_ok=True)
+    with (Path(str(folder)) / "messages.jsonl").open("a", encoding="utf-8") as log:
+        log.write(json.dumps(row) + "\n")
+
+
+def _payload(message: Message) -> int:
+    """Bytes of what our codecs produced."""
+    if not message.has_content():
+        return 0
+    arrays = (array for record in message.content.array_records.values() for array in record.values())
+    return sum(len(array.data) for array in arrays if array.stype in (PACKED, SEED))
+
+
+class _Watch:
+    """Seconds by phase. The first counts from this process's own start, where it serves its first message."""
+
+    fresh = True
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.time() - (_age() if _Watch.fresh else 0.0)
+        _Watch.fresh = False
+
+    def lap(self, phase: str) -> None:
+        now = time.time()
+        self.laps[SECONDS + phase] = max(now - self._last, 0.0)  # a clock may jump
+        self._last = now
+
+
+def _age() -> float:
+    """Seconds since this process was started, as far as the system tells."""
+    try:
+        ticks = float(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        uptime = float(Path("/proc/uptime").read_text().split()[0])
+        return uptime - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return 0.0
 
 
 class _NotHeldError(CodecError):

@@ -23,6 +23,7 @@ RANK_SHARE = "rank-share"  # of the common ranks, that a client holds
 RETRY = "retry"  # set in a message that is sent again
 NOT_HELD = 1002  # error code of a client that lacks the model which a broadcast is the difference to
 EVALUATION = "eval-"  # prefix of what a client measured on the model it received
+SECONDS = "seconds-"  # prefix of how long a client took: to start, to decode, to train, to encode
 
 _SEED = struct.Struct("<q8s")
 

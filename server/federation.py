@@ -27,7 +27,7 @@ from fedpara.seeds import derive
 from fedpara.sharing import local_names, shared_state, trained_parameters
 from fedpara.slices import SlicedMean, cut, rank_sides
 from fedpara.task import Metrics, Task, build_model, build_task
-from fedpara.wire import ARRAYS, CONFIG, CONTROL, EVALUATION, EXAMPLES, FINE_TUNE, RETRY, ROUND
+from fedpara.wire import ARRAYS, CONFIG, CONTROL, EVALUATION, EXAMPLES, FINE_TUNE, RETRY, ROUND, SECONDS
 
 from .averaging import FactorAveraging
 from .cohort import Cohort, change_norm
@@ -67,6 +67,7 @@ class _Round:
     trained: list[Metrics] = field(default_factory=list)
     judged: list[Metrics] = field(default_factory=list)
     dropped: list[dict[str, str]] = field(default_factory=list)
+    seconds: list[dict[str, float]] = field(default_factory=list)  # that clients took, by phase
 
 
 class Federation:
@@ -152,11 +153,12 @@ class Federation:
         self.grid.count_late(round)
         cohort = sample(self.recipe, round, list(roster))
         asked = self._ask(round, cohort, roster)
-        trained_at = time.perf_counter()
+        sent_at = time.perf_counter()
         result = self._new_round()
         lacking = self._collect(asked, cohort, result)
         if lacking:  # what these held is lost: all of the model, once more
             self._collect(self._ask(round, lacking, roster, again=True), lacking, result, again=True)
+        collected_at = time.perf_counter()
         self._settle(result)
         gap = self._aggregate(round, result, len(roster))
         aggregated_at = time.perf_counter()
@@ -168,8 +170,9 @@ class Federation:
             row["factor_gap"] = float(f"{gap:.3g}")
         row["seconds"] = round_to(time.perf_counter() - started)
         row["phases"] = {
-            "send": round_to(trained_at - started),
-            "train": round_to(aggregated_at - trained_at),
+            "send": round_to(sent_at - started),
+            **_client_phases(result.seconds, collected_at - sent_at),
+            "aggregate": round_to(aggregated_at - collected_at),
             "evaluate": round_to(time.perf_counter() - aggregated_at),
         }
         held = self.grid.memory.save()
@@ -244,6 +247,7 @@ class Federation:
         check_update(update.state, before)
         if self.strategy.sends_control:
             check_update(update.control, self.strategy.trained)
+        result.seconds.append(_with_prefix(update.metrics, SECONDS))
         result.held.add(update, change_norm(update.state, before, self.strategy.trained))
         return len(result.held)
 
@@ -290,8 +294,8 @@ class Federation:
             result.control.add(update.control, weight)
         if result.weights is not None:
             result.weights.add(composed, weight)
-        judged = {k.removeprefix(EVALUATION): v for k, v in update.metrics.items() if k.startswith(EVALUATION)}
-        trained = {k: v for k, v in update.metrics.items() if not k.startswith(EVALUATION)}
+        judged = _with_prefix(update.metrics, EVALUATION)
+        trained = {k: v for k, v in update.metrics.items() if not k.startswith((EVALUATION, SECONDS))}
         result.trained.append(Metrics(update.examples, trained))
         if judged:
             result.judged.append(Metrics(int(judged.pop(EXAMPLES, 0)), judged))
@@ -306,7 +310,8 @@ class Federation:
         found: dict[str, Metrics] = {}
 
         def take(update: Update) -> int:
-            found[update.client] = Metrics(update.examples, update.metrics)
+            values = {k: v for k, v in update.metrics.items() if not k.startswith(SECONDS)}
+            found[update.client] = Metrics(update.examples, values)
             return len(found)
 
         def judge(clients: list[str], *, again: bool) -> list[str]:
@@ -379,6 +384,17 @@ class Federation:
             "dropped": sum(len(row["dropped"]) for row in rows),
             **self._facts(),
         }
+
+
+def _with_prefix(metrics: Mapping[str, float], prefix: str) -> dict[str, float]:
+    return {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
+
+
+def _client_phases(clients: list[dict[str, float]], elapsed: float) -> dict[str, float]:
+    """Seconds by phase of the client that took longest, and what is left: on the way, waiting for polls, in queues."""
+    slowest = max(clients, key=lambda phases: sum(phases.values()), default={})
+    wait = max(elapsed - sum(slowest.values()), 0.0)
+    return {name: round_to(seconds) for name, seconds in {**slowest, "wait": wait}.items()}
 
 
 def _drop(dropped: list[dict[str, str]], client: str, reason: str) -> None:

@@ -52,7 +52,7 @@ def init(plan_file: Path, output: Path) -> dict[Path, bool]:
         facts = NodeFacts(
             *("client", plan.name, node.name, plan.server.host, plan.server.port, node.data_dir, node.device),
             *(node.partition, None if node.partition is None else len(plan.clients), node.rank_share, 9094 + place),
-            versions(),
+            *(_metrics_port(plan, place + 1), versions()),
         )
         written[folder] = _new(folder, partial(_client, plan=plan, recipe=recipe, facts=facts, server=server))
     return written
@@ -95,16 +95,8 @@ def _server(folder: Path, plan: Plan, recipe: Recipe, authority: Path) -> None:
     write_server_certificate(folder, _load_authority(authority), hosts, server.days)
     shutil.copy(authority / "ca.crt", folder)
     (folder / "nodes").mkdir()
-    facts = ServerFacts(
-        "server",
-        plan.name,
-        server.host,
-        server.port,
-        server.superlink_port,
-        server.health_port,
-        server.proxy,
-        versions(),
-    )
+    ports = server.port, server.superlink_port, server.health_port
+    facts = ServerFacts("server", plan.name, server.host, *ports, server.proxy, server.metrics_port, versions())
     _write_facts(folder, facts)
     _write_recipe(folder, recipe)
     final = f"{plan.path}/server"
@@ -117,6 +109,8 @@ def _server(folder: Path, plan: Plan, recipe: Recipe, authority: Path) -> None:
     _write(folder / "systemd" / "fedpara-superlink.service", "superlink.service", text)
     _write(folder / "systemd" / "fedpara-run.service", "run.service", text)
     _write(folder / "README.md", "server.md", text)
+    if server.metrics_port:
+        _write(folder / "grafana.json", "grafana.json", text)
 
 
 _PROXY = (
@@ -137,6 +131,11 @@ def _client(folder: Path, plan: Plan, recipe: Recipe, facts: NodeFacts, server: 
     _write(folder / "systemd" / f"fedpara-{facts.client}.service", "node.service", text)
     _write(folder / "compose.yaml", "client-compose.yaml", text)
     _write(folder / "README.md", "client.md", text)
+
+
+def _metrics_port(plan: Plan, place: int) -> int:
+    """Another one for each node, since several may share a machine."""
+    return plan.server.metrics_port + place if plan.server.metrics_port else 0
 
 
 def _names(plan: Plan, folder: str) -> dict[str, str]:

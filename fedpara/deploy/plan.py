@@ -28,6 +28,7 @@ class Server:
     )
     superlink_port: int = setting(9091, "port of the SuperLink, on loopback only", low=1, high=65535)
     health_port: int = setting(9097, "port of the SuperLink's gRPC health service, on loopback only", low=1, high=65535)
+    metrics_port: int = setting(0, "where Prometheus may ask, on loopback; 0: nowhere", low=0, high=65535)
     proxy: str = setting("nginx", "what stands in front of the SuperLink", choices=("nginx", "none"))
     days: int = setting(825, "days for which the server's certificate is valid", low=1, high=3650)
 
@@ -66,6 +67,7 @@ class ServerFacts:
     superlink_port: int
     health_port: int
     proxy: str
+    metrics_port: int = 0
     versions: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -84,6 +86,7 @@ class NodeFacts:
     partitions: int | None = None
     rank_share: float | None = None
     node_port: int = 9094  # of this node's own processes, on loopback; one each where several share a machine
+    metrics_port: int = 0  # where Prometheus may ask, on loopback; 0: nowhere
     versions: Mapping[str, str] = field(default_factory=dict)
 
 

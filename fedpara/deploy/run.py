@@ -50,6 +50,10 @@ def run(folder: Path, *, wait: float = 300.0) -> Run:
     if not isinstance(facts, ServerFacts):
         raise ConfigError(f"{folder} is a client's folder: training is started on the server")
     prepare(folder)
+    if facts.metrics_port:
+        from .metrics import ServerMetrics, serve
+
+        serve(facts.metrics_port, ServerMetrics(folder))
     link = SuperLink(folder, facts, wait)
     link.connect()
     follower = _Follower(folder / "run")

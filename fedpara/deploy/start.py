@@ -47,8 +47,13 @@ def start(folder: Path, tell: Callable[[str], None]) -> int:
     if not found.is_file():
         raise ConfigError(f"{program} is not beside {sys.executable}: install flwr in the same environment as fedpara")
     supervisor = Supervisor([str(found), *arguments], prepare(folder), environment(folder))
-    if isinstance(read_facts(folder), ServerFacts):  # a port that is taken stays so: whoever started it decides
+    facts = read_facts(folder)
+    if isinstance(facts, ServerFacts):  # a port that is taken stays so: whoever started it decides
         return supervisor.once()
+    if facts.metrics_port:
+        from .metrics import NodeMetrics, serve
+
+        serve(facts.metrics_port, NodeMetrics(folder))
     return supervisor.forever(
         lambda code, pause: tell(
             f"the SuperNode ended with exit code {code}: either its key is not registered yet, or the server still "
