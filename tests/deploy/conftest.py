@@ -22,19 +22,20 @@ CLIENTS = ("north", "south", "west")
 class Deployment:
     """Starts and ends the programs of one deployment; every process by the id it was started with."""
 
-    def __init__(self, folder: Path, **changes) -> None:
+    def __init__(self, folder: Path, proxy: str, **changes) -> None:
         self.folder = folder
         self.out = folder / "out"
         self.server = self.out / "server"
         self.processes: dict[str, subprocess.Popen] = {}
         port = free_port()
+        inner = free_port() if proxy == "nginx" else port
         lines = [
             'name = "clinics"',
             'recipe = "digits"',
             "[changes]",
             *(f"{k} = {json.dumps(v)}" for k, v in changes.items()),
         ]
-        lines += ["[server]", 'host = "localhost"', f"port = {port}", f"superlink-port = {port}", 'proxy = "none"']
+        lines += ["[server]", 'host = "localhost"', f"port = {port}", f"superlink-port = {inner}", f'proxy = "{proxy}"']
         lines += [f"health-port = {free_port()}"]
         for place, name in enumerate(CLIENTS):
             lines += ["[[clients]]", f'name = "{name}"', f"partition = {place}", 'device = "cpu"']
@@ -66,6 +67,12 @@ class Deployment:
         self.start("server", "start", str(self.server))
         for name in CLIENTS:
             self.start(name, "start", str(self.client(name)))
+
+    def start_proxy(self) -> None:
+        (self.server / "work").mkdir(exist_ok=True)
+        command = ["nginx", "-p", str(self.server), "-c", str(self.server / "nginx.conf"), "-g", "daemon off;"]
+        with (self.folder / "proxy.log").open("ab") as log:
+            self.processes["proxy"] = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
 
     def log(self, name: str) -> str:
         return (self.folder / f"{name}.log").read_text(errors="replace")
@@ -119,8 +126,8 @@ def deploy(tmp_path):
     """Makes deployments, and ends what they started."""
     made: list[Deployment] = []
 
-    def make(**changes) -> Deployment:
-        made.append(Deployment(tmp_path, **changes))
+    def make(proxy: str = "none", **changes) -> Deployment:
+        made.append(Deployment(tmp_path, proxy, **changes))
         return made[-1]
 
     yield make

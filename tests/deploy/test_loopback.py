@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 
@@ -87,3 +88,20 @@ def test_killed_programs_are_started_again_and_the_training_goes_on(deploy, tmp_
     assert [row["round"] for row in run.rounds] == [1, 2, 3, 4, 5]
     assert run.rounds[-1]["accuracy"] == pytest.approx(expected.rounds[-1]["accuracy"], abs=1e-3)
     assert run.ledger.total() == expected.ledger.total()
+
+
+@pytest.mark.skipif(not shutil.which("nginx"), reason="nginx is not on this machine")
+def test_behind_the_proxy_nodes_reach_the_fleet_api_and_nothing_else(deploy):
+    deployment = deploy("nginx", rounds=1)
+    deployment.start_all()
+    deployment.start_proxy()
+    deployment.fedpara("deploy", "run", str(deployment.server), timeout=400)
+    assert fp.Run(deployment.server / "run").rounds[0]["replies"] == 3
+    shown = deployment.fedpara("deploy", "check", str(deployment.server))
+    assert re.search(r"pass +fence .*lets the Fleet API through, and nothing else", shown)
+    assert deployment.stop("proxy") == 0
+    conf = deployment.server / "nginx.conf"
+    conf.write_text(conf.read_text().replace("location /v1/fleet/ {", "location /v1/ {"))
+    deployment.start_proxy()
+    failed = deployment.fedpara("deploy", "check", str(deployment.server), code=1)
+    assert re.search(r"FAIL +fence .*/v1/control/list-runs answers", failed)
