@@ -277,8 +277,16 @@ def _plots(entries: Sequence[Entry], found: Sequence[Mapping[str, Any]]) -> str:
                 points = [
                     (row["total"] / 1e6, row[measure]) for row in entry.run.rounds if row.get(measure) is not None
                 ]
-                axes.plot(*zip(*points, strict=True), color=f"C{index % 10}", linestyle=_DASHES[index // 10 % 4],
-                          linewidth=1.4, label=method if number == 0 else None)  # fmt: skip
+                look: dict[str, Any] = {
+                    "color": f"C{index % 10}",
+                    "linestyle": _DASHES[index // 10 % 4],
+                    "linewidth": 1.4,
+                }
+                look["label"] = method if number == 0 else None
+                if points[-1][0]:
+                    axes.plot(*zip(*points, strict=True), **look)
+                else:  # what sends nothing has no place on a logarithmic axis: how far it came, all along
+                    axes.axhline(points[-1][1], **look)
         axes.set_xscale("log")
         axes.set_xlabel("payload, up and down, MB")
         axes.set_ylabel(measure)
@@ -296,10 +304,15 @@ def _plots(entries: Sequence[Entry], found: Sequence[Mapping[str, Any]]) -> str:
         sign = entries[0].run.sign
         best = pareto({method: (cost, sign * value) for method, (cost, value) in points.items()})
         for index, (method, (x, y)) in enumerate(points.items()):
-            axes.scatter(x, y, color=f"C{index % 10}", marker="o" if method in best else "x")
-            axes.annotate(method, (x, y), fontsize=8, xytext=(4, 4), textcoords="offset points")
-        line = sorted(points[method] for method in best)
-        axes.plot(*zip(*line, strict=True), color="#888", linewidth=1, zorder=0)
+            name: dict[str, Any] = {"fontsize": 8, "xytext": (4, 4), "textcoords": "offset points"}
+            if x:
+                axes.scatter(x, y, color=f"C{index % 10}", marker="o" if method in best else "x")
+                axes.annotate(method, (x, y), **name)
+            else:
+                axes.axhline(y, color=f"C{index % 10}", linewidth=1)
+                axes.annotate(f"{method}: nothing is sent", (0, y), xycoords=axes.get_yaxis_transform(), **name)
+        line = sorted(points[method] for method in best if points[method][0])
+        axes.plot([x for x, _ in line], [y for _, y in line], color="#888", linewidth=1, zorder=0)
         axes.set_xscale("log")
         axes.margins(x=0.2, y=0.1)  # room for the names
         axes.set_xlabel("payload of all rounds, MB")

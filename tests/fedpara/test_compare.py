@@ -132,3 +132,18 @@ def test_an_unknown_link_names_the_nearest(monkeypatch, capsys, tmp_path):
     code, _, err = call(["compare", str(tmp_path), "--link", "10mbp"], monkeypatch, capsys)
     assert code == 2
     assert "10mbps" in err
+
+
+def test_a_method_that_sends_nothing_is_a_line_in_the_plots(tmp_path):
+    folders = {"alone": ["all"], "head": ["head"]}
+    runs = [
+        fp.simulate(
+            read_recipe(SMALL, {"local": local, "rounds": 1, "name": name}), folder=tmp_path / name, observer=Silent()
+        )
+        for name, local in folders.items()
+    ]
+    entries = entries_of(runs)
+    found = rows(entries, targets(entries, None, None), LINKS["10mbps"])
+    assert [row["bytes_of_all_rounds"] > 0 for row in found] == [False, True]
+    page = write(tmp_path / "out", entries, found, None)[-1].read_text()
+    assert "nothing is sent" in page
