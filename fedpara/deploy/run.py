@@ -28,7 +28,8 @@ from .start import environment, prepare
 
 CONNECTION = "federation"  # the SuperLink's name in Flower's own configuration
 TRIES = 5  # that end without a further round, before a person has to look
-PAUSE = 2.0  # seconds between two looks at the run
+PAUSE = 1.0  # seconds between two looks at the run's folder
+ASK = 15.0  # seconds between two questions to the SuperLink, each of which starts a program of Flower's
 log = logging.getLogger("fedpara")
 
 
@@ -120,13 +121,17 @@ class SuperLink:
     def follow(self, follower: _Follower) -> str:
         """Submit the run unless one is going, and show its rounds until it has ended; Flower's word for how."""
         number = self._going() or self._submit()
+        asked = time.monotonic()
         while True:
-            self.wait_for_port()
-            status = self._status(number)
-            follower.look()
-            if status.startswith("finished"):
-                return status
             time.sleep(PAUSE)
+            follower.look()
+            if not follower.finished() and time.monotonic() < asked + ASK:
+                continue
+            self.wait_for_port()
+            status, asked = self._status(number), time.monotonic()
+            if status.startswith("finished"):
+                follower.look()
+                return status
 
     def _going(self) -> str | None:
         with contextlib.suppress(OSError, ValueError, KeyError):
