@@ -165,8 +165,13 @@ class SuperLink:
         return target
 
     def _status(self, number: str) -> str:
-        runs = _json(self.flwr("list", CONNECTION, "--run-id", number, "--format", "json", check=False)).get("runs", [])
-        return str(runs[0]["status"]) if runs else "finished:unknown"
+        """Flower's word for how a run is; ``unknown`` where the SuperLink cannot say right now."""
+        done = self.flwr("list", CONNECTION, "--run-id", number, "--format", "json", check=False)
+        runs = _json(done).get("runs")
+        if runs:
+            return str(runs[0]["status"])
+        # Of another database: not a run that could still be writing into the folder.
+        return "finished:lost" if "not found" in _text(done).lower() else "unknown"
 
     def flwr(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         command = [str(Path(sys.executable).parent / "flwr"), *arguments]
