@@ -8,8 +8,8 @@ import pytest
 
 import fedpara as fp
 from fedpara.config import read_recipe
+from simulations.benchmarks.loopback import NAMES
 from tests.conftest import Silent
-from tests.deploy.conftest import CLIENTS
 
 pytestmark = [pytest.mark.slow, pytest.mark.deploy]
 
@@ -45,14 +45,14 @@ def test_a_deployment_trains_as_in_process_and_its_checks_say_what_is_wrong(depl
     assert list(phases) == ["send", "start", "decode", "train", "encode", "wait", "aggregate", "evaluate"]
     assert phases["start"] > 0.2  # a process for every message, which imports torch
     check_traffic(deployment, run)
-    for folder in (deployment.server, *map(deployment.client, CLIENTS)):
+    for folder in (deployment.server, *map(deployment.client, NAMES)):
         assert "FAIL" not in deployment.fedpara("deploy", "check", str(folder))
     stranger = deployment.client("north") / "node.key"
     stranger.write_bytes((deployment.client("south") / "node.key").read_bytes().replace(b"OPENSSH", b"OPENSSL"))
     assert "no private key" in deployment.fedpara("deploy", "check", str(deployment.client("north")), code=1)
     again = deployment.fedpara("deploy", "run", str(deployment.server))  # a finished run is shown, not repeated
     assert "this run" in again
-    assert [deployment.stop(name) for name in (*CLIENTS, "server")] == [0, 0, 0, 0]
+    assert [deployment.stop(name) for name in (*NAMES, "server")] == [0, 0, 0, 0]
 
 
 def check_traffic(deployment, run):
@@ -70,17 +70,13 @@ def test_killed_programs_are_started_again_and_the_training_goes_on(deploy, tmp_
     deployment = deploy(rounds=5, deadline=120)
     expected = in_process(deployment, tmp_path / "alone")
     deployment.start_all()
-    deployment.start("run", "run", str(deployment.server))
-    deployment.wait(lambda: deployment.rounds() >= 1, 240, "the first round")
-    server_app = deployment.descendants("server", "serverapp")
-    assert server_app
-    for pid in server_app:
-        deployment.kill(pid)
-    deployment.wait(lambda: deployment.rounds() >= 2, 240, "a round after the ServerApp was killed")
-    for pid in deployment.descendants("server", "flower-superlink"):
-        deployment.kill(pid)
+    deployment.start_training()
+    deployment.wait_for_round(1, 240)
+    assert deployment.kill("server", "serverapp")
+    deployment.wait_for_round(2, 240)
+    assert deployment.kill("server", "flower-superlink")
     deployment.processes.pop("server").wait(30)
-    deployment.start("server", "start", str(deployment.server))  # as its unit does
+    deployment.start_server()  # as its unit does
     code = deployment.processes["run"].wait(500)
     assert code == 0, deployment.log("run")
     assert "going on" in deployment.log("run")
