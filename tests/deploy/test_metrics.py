@@ -12,9 +12,9 @@ from fedpara.config import read_recipe
 from fedpara.deploy.folders import init
 from fedpara.deploy.metrics import NodeMetrics, ServerMetrics, kind_of, serve
 from fedpara.deploy.plan import read_facts
+from simulations.benchmarks.loopback import free_port
 from simulations.local import LocalGrid, local_grid
 from tests.conftest import SMALL, Silent
-from tests.flower import free_port
 
 RECIPE = read_recipe(SMALL, {"rounds": 2, "uplink": "int4+entropy"})
 

@@ -7,8 +7,10 @@ import pytest
 import fedpara as fp
 from fedpara.app import find_recipe
 from fedpara.config import read_recipe
+from fedpara.deploy.keys import write_authority, write_node_key, write_server_certificate
+from simulations.benchmarks.loopback import free_port
 from tests.conftest import Silent
-from tests.flower import Flower, free_port, write_node_key, write_tls
+from tests.flower import Flower
 
 OVERRIDES = {"rounds": 3, "clients": 2, "cohort": 2, "epochs": 1}
 # What is kept on nodes between rounds: personal factors, control variates, residuals.
@@ -63,7 +65,7 @@ def test_flwr_run_on_ray_gives_the_same(flower, in_process, tmp_path):
 
 @pytest.mark.slow
 def test_superlink_and_two_supernodes_over_tls_give_the_same(flower, in_process, tmp_path):
-    write_tls(tmp_path)
+    write_server_certificate(tmp_path, write_authority(tmp_path, "test"), ("localhost", "127.0.0.1"), 2)
     port, database, ca = free_port(), str(tmp_path / "state.db"), str(tmp_path / "ca.crt")
     flower.start(
         "superlink",
@@ -75,13 +77,13 @@ def test_superlink_and_two_supernodes_over_tls_give_the_same(flower, in_process,
     (flower.home / "config.toml").write_text(f"[superlink.test]\n{address}")
     flower.wait_for_port(port, "superlink")
     for place in range(2):
-        key = tmp_path / f"node{place}"
-        write_node_key(key)
-        flower.flwr("supernode", "register", str(key.with_suffix(".pub")), "test")
+        (tmp_path / f"{place}").mkdir()
+        write_node_key(tmp_path / f"{place}")
+        flower.flwr("supernode", "register", str(tmp_path / f"{place}" / "node.pub"), "test")
         flower.start(
             f"node{place}",
             *("flower-supernode", "--root-certificates", ca, "--superlink", f"127.0.0.1:{port}"),
-            *("--auth-supernode-private-key", str(key), "--port", str(free_port())),
+            *("--auth-supernode-private-key", str(tmp_path / f"{place}" / "node.key"), "--port", str(free_port())),
             *("--node-config", f"partition-id={place} num-partitions=2"),
         )
     listed = flower.run_to_the_end("test", "--run-config", run_config(tmp_path / "run"))
