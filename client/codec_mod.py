@@ -65,16 +65,16 @@ def _answer(message: Message, context: Context, call_next: ClientAppCallable, wa
 
 
 def _log(message: Message, reply: Message, context: Context, row: dict[str, Any]) -> None:
-    """A line of ``messages.jsonl`` where this node keeps its state: when, what, how long, how many bytes; no values."""
-    folder = context.node_config.get("state-dir")
-    if not folder:
+    """A line of the file that this node's config names: when, what, how long, how many bytes; no values."""
+    file = context.node_config.get("log")
+    if not file:
         return
     config = message.content.config_records.get(CONFIG, {})
     row |= {"time": round(time.time(), 3), "kind": message.metadata.message_type, "round": int(config.get(ROUND, 0))}
     if reply.has_error():
         row["error"] = reply.error.reason
-    Path(str(folder)).mkdir(parents=True, exist_ok=True)
-    with (Path(str(folder)) / "messages.jsonl").open("a", encoding="utf-8") as log:
+    Path(str(file)).parent.mkdir(parents=True, exist_ok=True)
+    with Path(str(file)).open("a", encoding="utf-8") as log:
         log.write(json.dumps(row) + "\n")
 
 

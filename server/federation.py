@@ -105,11 +105,14 @@ class Federation:
         if not self._done():
             roster = Roster(self.grid, self.recipe)
             roster.call()
+            lost = 0
             while not self._done():
                 here = roster.look()
                 self._check_shares()
                 self._round(len(self.writer.rows) + 1, here)
-                self._check_life()
+                lost = lost + 1 if self.writer.rows[-1]["replies"] < self.recipe.min_replies else 0
+                if lost >= LOST_ROUNDS and not self._done():
+                    raise self._lost()
         summary = self._summary()
         self.evaluator(self.model)  # loads the final state into the network that is merged
         self.writer.finish(summary, merge_(self.evaluator.model))
@@ -128,15 +131,14 @@ class Federation:
             if trouble:
                 raise ConfigError(f"{key} = '{value}' needs every client at its full rank: leave rank-shares out")
 
-    def _check_life(self) -> None:
-        """Raises FederationError where round after round brought too few replies: waiting on would be for nothing."""
-        last = self.writer.rows[-LOST_ROUNDS:]
-        if len(last) == LOST_ROUNDS and all(row["replies"] < self.recipe.min_replies for row in last):
-            why = last[-1]["dropped"][-1]["reason"] if last[-1]["dropped"] else "nobody was asked"
-            raise FederationError(
-                f"{LOST_ROUNDS} rounds in a row with fewer than {self.recipe.min_replies} usable replies ({why}): "
-                "see that clients are running, then resume"
-            )
+    def _lost(self) -> FederationError:
+        """Round after round brought too few replies: waiting on would be for nothing."""
+        dropped, least = self.writer.rows[-1]["dropped"], self.recipe.min_replies
+        why = dropped[-1]["reason"] if dropped else "nobody was asked"
+        return FederationError(
+            f"{LOST_ROUNDS} rounds in a row with fewer than {least} usable replies ({why}): "
+            "see that clients are running, then resume"
+        )
 
     def _done(self) -> bool:
         """Whether every round is done, or the measure has come as far as it is wanted."""

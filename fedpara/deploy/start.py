@@ -95,6 +95,7 @@ def _supernode(folder: Path, facts: NodeFacts) -> list[str]:
 def node_config(folder: Path, facts: NodeFacts) -> str:
     """What the node's own processes learn: Flower's list of key=value."""
     values: dict[str, str | int | float] = {"device": facts.device, "state-dir": str(folder / "state")}
+    values["log"] = str(folder / "state" / "messages.jsonl")
     if facts.data_dir:
         values["data-dir"] = str((folder / facts.data_dir).expanduser())  # an absolute one stays what it is
     if facts.rank_share is not None:

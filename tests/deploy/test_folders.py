@@ -128,6 +128,7 @@ def test_the_commands_are_flowers_own(made):
         "data-dir": "/srv/images",
         "device": "cuda:0",
         "state-dir": str(made / "client-north" / "state"),
+        "log": str(made / "client-north" / "state" / "messages.jsonl"),
     }
     for line in (superlink, node):
         shown = subprocess.run([line[0], "--help"], capture_output=True, text=True, check=True).stdout

@@ -49,15 +49,13 @@ def test_a_run_that_has_not_begun_has_no_figures_yet(tmp_path):
 
 
 class Logging(LocalGrid):
-    """A LocalGrid whose nodes keep state as those of a deployment do."""
+    """A LocalGrid whose nodes keep a log as those of a deployment do."""
 
     folder = None
 
     def _context(self, node):
-        context = super()._context(node)
-        return Context(
-            1, node, {**context.node_config, "state-dir": str(self.folder / f"{node}" / "state")}, RecordDict(), {}
-        )
+        log = str(self.folder / f"{node}" / "state" / "messages.jsonl")
+        return Context(1, node, super()._context(node).node_config | {"log": log}, RecordDict(), {})
 
 
 def test_a_nodes_figures_are_what_it_moved_and_its_log_has_no_values(tmp_path):
