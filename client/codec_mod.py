@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import os
-import time
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
@@ -19,10 +15,11 @@ from fedpara.checkpoint import part
 from fedpara.codec import Codec, codec, encode_with_feedback
 from fedpara.errors import CodecError, FedparaError
 from fedpara.seeds import generator_for
-from fedpara.wire import ARRAYS, CONFIG, CONTROL, METRICS, NOT_HELD, PACKED, ROUND, SECONDS, SEED, SETTINGS, check_seed
+from fedpara.wire import ARRAYS, CONTROL, NOT_HELD, PACKED, SECONDS, SEED, SETTINGS, check_seed
 
 from .runtime import Runtime, client_name, runtime_for, state_folder
 from .state import ClientState
+from .watch import Watch, payload, write_log
 
 REFUSED = 1000  # error code of a reply that says why this client did not take part
 
@@ -33,15 +30,14 @@ def codec_mod(message: Message, context: Context, call_next: ClientAppCallable) 
     A mistake on this machine (data missing, device absent, another version) becomes a reply with its reason, not a
     traceback.
     """
-    watch, down = _Watch(), _payload(message)
+    watch, down = Watch(), payload(message)
     reply = _answer(message, context, call_next, watch)
-    row = {"down": down, "up": _payload(reply)}
-    row["seconds"] = {name.removeprefix(SECONDS): round(seconds, 3) for name, seconds in watch.laps.items()}
-    _log(message, reply, context, row)
+    if file := context.node_config.get("log"):
+        write_log(Path(str(file)), message, reply, down, watch)
     return reply
 
 
-def _answer(message: Message, context: Context, call_next: ClientAppCallable, watch: _Watch) -> Message:
+def _answer(message: Message, context: Context, call_next: ClientAppCallable, watch: Watch) -> Message:
     try:
         settings = message.content.config_records[SETTINGS]
         runtime = runtime_for(str(settings["recipe"]), context)
@@ -54,62 +50,13 @@ def _answer(message: Message, context: Context, call_next: ClientAppCallable, wa
         if ARRAYS in reply.content.array_records:
             link.encode(reply, received)
         watch.lap("encode")
-        if METRICS in reply.content.metric_records:
-            reply.content.metric_records[METRICS].update(watch.laps)
-        reply.content[SETTINGS] = ConfigRecord({"code": code_hash()})
+        told = {SECONDS + phase: seconds for phase, seconds in watch.laps.items()}
+        reply.content[SETTINGS] = ConfigRecord({"code": code_hash(), **told})
         return reply
     except _NotHeldError as error:
         return Message(Error(NOT_HELD, str(error)), reply_to=message)
     except FedparaError as error:
         return Message(Error(REFUSED, str(error)), reply_to=message)
-
-
-def _log(message: Message, reply: Message, context: Context, row: dict[str, Any]) -> None:
-    """A line of the file that this node's config names: when, what, how long, how many bytes; no values."""
-    file = context.node_config.get("log")
-    if not file:
-        return
-    config = message.content.config_records.get(CONFIG, {})
-    row |= {"time": round(time.time(), 3), "kind": message.metadata.message_type, "round": int(config.get(ROUND, 0))}
-    if reply.has_error():
-        row["error"] = reply.error.reason
-    Path(str(file)).parent.mkdir(parents=True, exist_ok=True)
-    with Path(str(file)).open("a", encoding="utf-8") as log:
-        log.write(json.dumps(row) + "\n")
-
-
-def _payload(message: Message) -> int:
-    """Bytes of what our codecs produced."""
-    if not message.has_content():
-        return 0
-    arrays = (array for record in message.content.array_records.values() for array in record.values())
-    return sum(len(array.data) for array in arrays if array.stype in (PACKED, SEED))
-
-
-class _Watch:
-    """Seconds by phase. The first counts from this process's own start, where it serves its first message."""
-
-    fresh = True
-
-    def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
-        self._last = time.time() - (_age() if _Watch.fresh else 0.0)
-        _Watch.fresh = False
-
-    def lap(self, phase: str) -> None:
-        now = time.time()
-        self.laps[SECONDS + phase] = max(now - self._last, 0.0)  # a clock may jump
-        self._last = now
-
-
-def _age() -> float:
-    """Seconds since this process was started, as far as the system tells."""
-    try:
-        ticks = float(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
-        uptime = float(Path("/proc/uptime").read_text().split()[0])
-        return uptime - ticks / os.sysconf("SC_CLK_TCK")
-    except (OSError, ValueError, IndexError):
-        return 0.0
 
 
 class _NotHeldError(CodecError):

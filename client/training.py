@@ -137,7 +137,7 @@ class Stepper:
         self._task, self._model, self._optimizer, self._method = task, model, optimizer, method
         self._clip = training.clip
         dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[training.precision]
-        self._autocast = torch.autocast(device.type, dtype, enabled=dtype is not None)
+        self._autocast = torch.autocast(device.type, dtype) if dtype else nullcontext()
         self._scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         self.parts = 1
 
@@ -165,17 +165,22 @@ class Stepper:
     def _backward(self, batch: tuple[torch.Tensor, ...], share: float | None) -> torch.Tensor:
         """Fresh gradients of the batch's loss, and the loss."""
         self._optimizer.zero_grad(set_to_none=True)
-        total = torch.zeros((), device=batch[0].device)
-        with at_share(self._model, share) if share else nullcontext(self._model):
-            for part in parts_of(batch, self.parts):
-                with self._autocast:
-                    loss = self._task.loss(self._model, part) * (len(part[0]) / len(batch[0]))
-                self._scaler.scale(loss).backward()
-                total += loss.detach()
-        return total
+        with at_share(self._model, share) if share else nullcontext():
+            if self.parts == 1:
+                return self._add_gradients(batch)
+            parts = parts_of(batch, self.parts)
+            losses = [self._add_gradients(part, len(part[0]) / len(batch[0])) for part in parts]
+        return torch.stack(losses).sum()
+
+    def _add_gradients(self, batch: tuple[torch.Tensor, ...], weight: float | None = None) -> torch.Tensor:
+        with self._autocast:
+            loss = self._task.loss(self._model, batch)
+            loss = loss if weight is None else weight * loss
+        self._scaler.scale(loss).backward()
+        return loss.detach()
 
 
 def parts_of(batch: tuple[torch.Tensor, ...], count: int) -> Iterator[tuple[torch.Tensor, ...]]:
     """A batch in so many parts, or as many as its smallest tensor has rows."""
-    count = min(count, *map(len, batch)) if count > 1 else 1
-    yield from zip(*(part.tensor_split(count) for part in batch), strict=True) if count > 1 else [batch]
+    count = max(1, min(count, *map(len, batch)))
+    return zip(*(part.tensor_split(count) for part in batch), strict=True)

@@ -122,6 +122,12 @@ def _check_tensor(name: str, given: object, expected: Tensor) -> None:
             )
 
 
+def squared_distance(state: State, other: State | None = None) -> float:
+    """Σ (a − b)² over the floating tensors of ``state``, in float64; b is zero where there is no other."""
+    floating = [(name, tensor.double()) for name, tensor in state.items() if tensor.is_floating_point()]
+    return sum(float((tensor - other[name] if other else tensor).square().sum()) for name, tensor in floating)
+
+
 def check_weight(weight: float) -> float:
     """An update's weight as a float. Raises UpdateError where it is not positive and finite."""
     try:

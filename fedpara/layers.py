@@ -122,10 +122,14 @@ class Place:
     key: str  # what its state_dict keys begin with, up to the dot before "original0"
 
     @property
+    def stack(self) -> nn.Module:
+        """The module whose parameters the factors are, by the names "original0", "original1" and on."""
+        return self.module.get_submodule(f"parametrizations.{self.name}")
+
+    @property
     def factors(self) -> dict[str, nn.Parameter]:
         """X1, Y1, X2, Y2, T1, T2, as many as there are, by state_dict key."""
-        stack = self.module.get_submodule(f"parametrizations.{self.name}")
-        return {f"{self.key}.{name}": cast(nn.Parameter, factor) for name, factor in stack._parameters.items()}
+        return {f"{self.key}.{name}": cast(nn.Parameter, own) for name, own in self.stack._parameters.items()}
 
 
 def factorised_weights(model: nn.Module, *, every_name: bool = False) -> Iterator[Place]:

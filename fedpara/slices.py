@@ -43,10 +43,9 @@ def narrow_(model: nn.Module, share: float) -> nn.Module:
     """
     check_share(share)
     for place in factorised_weights(model):
-        stack = place.module.get_submodule(f"parametrizations.{place.name}")
         for index, factor in enumerate(place.factors.values()):
             kept = cut_tensor(factor.detach(), _sides(place.own, index, factor), share)
-            setattr(stack, f"original{index}", nn.Parameter(kept.clone(), requires_grad=factor.requires_grad))
+            setattr(place.stack, f"original{index}", nn.Parameter(kept.clone(), requires_grad=factor.requires_grad))
         place.own.rank = columns(place.own.rank, share)
     return model
 
@@ -90,7 +89,7 @@ def at_share(model: nn.Module, share: float) -> Iterator[nn.Module]:
     """
     cuts = []
     for place in factorised_weights(model):
-        stack, rank = place.module.get_submodule(f"parametrizations.{place.name}"), place.own.rank
+        stack, rank = place.stack, place.own.rank
         place.own.rank = columns(place.own.whole_rank, share)
         for index, factor in enumerate(place.factors.values()):
             part = factor.detach()

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from fedpara.aggregate import squared_distance
 from fedpara.fit import refit_factors
 from fedpara.layers import factorised_weights, precise_weight
 from fedpara.sharing import load_shared_, shared_names
@@ -52,8 +53,8 @@ class FactorAveraging:
             factors: the mean of what the clients made of it.
             weights: the mean of their composed weights.
         """
-        moved = _squared_distance(weights, self.compose(before))
-        apart = _squared_distance(weights, self.compose(factors))
+        moved = squared_distance(weights, self.compose(before))
+        apart = squared_distance(weights, self.compose(factors))
         return math.sqrt(apart / moved) if moved else 0.0
 
     def refit(self, factors: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> State:
@@ -66,7 +67,3 @@ class FactorAveraging:
             fitted = refit_factors(own.config, target.reshape(own.config.seen(own.shape)), start)
             after |= {name: new.to(factors[name]) for name, new in zip(names, fitted, strict=True)}
         return after
-
-
-def _squared_distance(weights: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> float:
-    return sum(float((weights[name] - other).double().square().sum()) for name, other in others.items())

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import IO
 
 import torch
-from torch import Tensor
 
 from .grid import Update
 
@@ -47,21 +45,12 @@ class Cohort:
     def settle(self) -> Iterator[tuple[Update, str]]:
         """Each update with why it is refused, or nothing; they are let go of one by one."""
         norms = [norm for _, norm, _ in self._held.values()]
-        limit = self._bound * statistics.median(norms) if norms and self._bound else 0.0
+        median = statistics.median(norms) if norms else 0.0
         for client in sorted(self._held):
             update, norm, file = self._held.pop(client)
             if file is not None:
                 with file:
                     file.seek(0)
                     update = replace(update, state=torch.load(file, weights_only=True))
-            far = limit > 0 and norm > limit
-            yield (
-                update,
-                f"its change has {norm / limit * self._bound:.3g} times the cohort's median norm" if far else "",
-            )
-
-
-def change_norm(state: Mapping[str, Tensor], before: Mapping[str, Tensor], names: Mapping[str, object]) -> float:
-    """√ Σ ‖after − before‖² over the named tensors, in float64."""
-    changes = ((state[name].double() - before[name].to(state[name].device).double()) for name in names if name in state)
-    return math.sqrt(sum(float(change.square().sum()) for change in changes))
+            far = 0 < self._bound * median < norm
+            yield update, f"its change has {norm / median:.3g} times the cohort's median norm" if far else ""

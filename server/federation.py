@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from fedpara.aggregate import StreamingMean, check_update, check_weight
+from fedpara.aggregate import StreamingMean, check_update, check_weight, squared_distance
 from fedpara.checkpoint import Checkpoint
 from fedpara.codec import codec
 from fedpara.config import Recipe
@@ -27,10 +28,10 @@ from fedpara.seeds import derive
 from fedpara.sharing import local_names, shared_state, trained_parameters
 from fedpara.slices import SlicedMean, cut, rank_sides
 from fedpara.task import Metrics, Task, build_model, build_task
-from fedpara.wire import ARRAYS, CONFIG, CONTROL, EVALUATION, EXAMPLES, FINE_TUNE, RETRY, ROUND, SECONDS
+from fedpara.wire import ARRAYS, CONFIG, CONTROL, EVALUATION, EXAMPLES, FINE_TUNE, RETRY, ROUND
 
 from .averaging import FactorAveraging
-from .cohort import Cohort, change_norm
+from .cohort import Cohort
 from .evaluation import Evaluator
 from .grid import CodedGrid, NotHeldError, Update
 from .memory import ClientMemory
@@ -67,7 +68,7 @@ class _Round:
     trained: list[Metrics] = field(default_factory=list)
     judged: list[Metrics] = field(default_factory=list)
     dropped: list[dict[str, str]] = field(default_factory=list)
-    seconds: list[dict[str, float]] = field(default_factory=list)  # that clients took, by phase
+    seconds: list[Mapping[str, float]] = field(default_factory=list)  # that clients took, by phase
 
 
 class Federation:
@@ -249,8 +250,9 @@ class Federation:
         check_update(update.state, before)
         if self.strategy.sends_control:
             check_update(update.control, self.strategy.trained)
-        result.seconds.append(_with_prefix(update.metrics, SECONDS))
-        result.held.add(update, change_norm(update.state, before, self.strategy.trained))
+        result.seconds.append(update.seconds)
+        trained = {name: update.state[name] for name in self.strategy.trained}
+        result.held.add(update, math.sqrt(squared_distance(trained, before)))
         return len(result.held)
 
     def _settle(self, result: _Round) -> None:
@@ -296,8 +298,8 @@ class Federation:
             result.control.add(update.control, weight)
         if result.weights is not None:
             result.weights.add(composed, weight)
-        judged = _with_prefix(update.metrics, EVALUATION)
-        trained = {k: v for k, v in update.metrics.items() if not k.startswith((EVALUATION, SECONDS))}
+        judged = {k.removeprefix(EVALUATION): v for k, v in update.metrics.items() if k.startswith(EVALUATION)}
+        trained = {k: v for k, v in update.metrics.items() if not k.startswith(EVALUATION)}
         result.trained.append(Metrics(update.examples, trained))
         if judged:
             result.judged.append(Metrics(int(judged.pop(EXAMPLES, 0)), judged))
@@ -312,8 +314,7 @@ class Federation:
         found: dict[str, Metrics] = {}
 
         def take(update: Update) -> int:
-            values = {k: v for k, v in update.metrics.items() if not k.startswith(SECONDS)}
-            found[update.client] = Metrics(update.examples, values)
+            found[update.client] = Metrics(update.examples, update.metrics)
             return len(found)
 
         def judge(clients: list[str], *, again: bool) -> list[str]:
@@ -388,11 +389,7 @@ class Federation:
         }
 
 
-def _with_prefix(metrics: Mapping[str, float], prefix: str) -> dict[str, float]:
-    return {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
-
-
-def _client_phases(clients: list[dict[str, float]], elapsed: float) -> dict[str, float]:
+def _client_phases(clients: list[Mapping[str, float]], elapsed: float) -> dict[str, float]:
     """Seconds by phase of the client that took longest, and what is left: on the way, waiting for polls, in queues."""
     slowest = max(clients, key=lambda phases: sum(phases.values()), default={})
     wait = max(elapsed - sum(slowest.values()), 0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 import time
 from collections.abc import Iterable, Mapping
@@ -12,6 +13,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDic
 from flwr.serverapp import Grid
 from torch import Tensor
 
+from fedpara.aggregate import squared_distance
 from fedpara.app import code_hash
 from fedpara.codec import codec
 from fedpara.config import Recipe, client_settings
@@ -33,7 +35,7 @@ from fedpara.wire import (
 )
 
 from .memory import ClientMemory
-from .messages import Sizes, metrics, one_line, packed
+from .messages import Sizes, metrics, one_line, packed, seconds
 
 State = dict[str, Tensor]
 DROPPED = 1001  # error code of a reply that was refused on arrival
@@ -74,6 +76,7 @@ class Update:
     metrics: Mapping[str, float]
     control: State = field(default_factory=dict)  # what the method sends beside the weights
     share: float = 1.0  # of the ranks
+    seconds: Mapping[str, float] = field(default_factory=dict)  # that the client took, by phase
 
 
 @dataclass(frozen=True)
@@ -164,11 +167,12 @@ class CodedGrid(Grid):
         """The model to which the difference is sent, and its name."""
         if not self.recipe.differences or not self._downlink.scheme.differences:
             return "", None
-        nearest: tuple[float, str, Mapping[str, Tensor] | None] = (_distance(state), "", None)
+        nearest: tuple[float, str, Mapping[str, Tensor] | None] = (squared_distance(state), "", None)
         held = self.memory.find(client) if client else {}
         for key, candidate in {"initial": self.first(client), **held}.items():
             if all(candidate[name].shape == tensor.shape for name, tensor in state.items()):
-                nearest = min(nearest, (_distance(state, candidate), key, candidate), key=lambda found: found[0])
+                apart = squared_distance(state, candidate)
+                nearest = min(nearest, (apart, key, candidate), key=lambda found: found[0])
         return nearest[1:]
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
@@ -283,7 +287,7 @@ class CodedGrid(Grid):
             control = self._uplink.decode(more.data, self.control) if more else {}
             if self.recipe.differences and sent.broadcast.purpose != "seed":
                 self.memory.hold(sent.client, sent.broadcast.received)
-        return Update(sent.client, state, examples, figures, control, self.share(sent.client))
+        return Update(sent.client, state, examples, figures, control, self.share(sent.client), seconds(reply))
 
     def _change(self, broadcast: Broadcast, blob: bytes) -> State:
         """The server's own model plus what the client changed on the one it received.
@@ -328,7 +332,8 @@ class CodedGrid(Grid):
         while waiting:
             wanted = waiting if as_they_come else waiting[:1]
             found = list(self.inner.pull_messages(wanted))
-            waiting = [message_id for message_id in waiting if message_id not in {_asked_by(reply) for reply in found}]
+            answered = {_asked_by(reply) for reply in found}
+            waiting = [message_id for message_id in waiting if message_id not in answered]
             yield from found
             if found:
                 continue
@@ -353,16 +358,9 @@ class CodedGrid(Grid):
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Push, then pull until every reply is there or ``timeout`` seconds have passed."""
-        waiting = {message_id for message_id in self.push_messages(messages) if message_id is not None}
-        end = time.monotonic() + timeout if timeout is not None else float("inf")
-        received: list[Message] = []
-        while waiting and time.monotonic() < end:
-            arrived = list(self.pull_messages(waiting))
-            waiting -= {reply.metadata.reply_to_message_id for reply in arrived}
-            received += arrived
-            if not arrived:
-                time.sleep(self._pause)
-        return received
+        ids = [message_id for message_id in self.push_messages(messages) if message_id is not None]
+        replies = self.replies(ids, math.inf if timeout is None else timeout, as_they_come=True)
+        return [self._unpack(reply) for reply in replies]
 
     # --- the rest of the Grid, unchanged ------------------------------------------------------------------------------
 
@@ -407,12 +405,6 @@ def _apart(payload: int, scales: int) -> dict[str, int]:
 
 def _same(state: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
     return all(torch.equal(tensor, other[name]) for name, tensor in state.items())
-
-
-def _distance(state: Mapping[str, Tensor], other: Mapping[str, Tensor] | None = None) -> float:
-    """Σ (a − b)² over the floating tensors; b is zero where there is no other."""
-    floating = [(name, tensor.double()) for name, tensor in state.items() if tensor.is_floating_point()]
-    return sum(float((tensor - other[name] if other else tensor).square().sum()) for name, tensor in floating)
 
 
 def _tensors(record: ArrayRecord, like: State) -> State:

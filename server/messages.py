@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from flwr.app import Array, Message, RecordDict
 from flwr.app.message.message import remove_content_from_message
 from flwr.common.serde import message_to_proto
@@ -13,7 +15,7 @@ from flwr.supercore.inflatable.inflatable_object import (
 )
 
 from fedpara.errors import UpdateError
-from fedpara.wire import EVALUATION, EXAMPLES, METRICS, PACKED
+from fedpara.wire import EVALUATION, EXAMPLES, METRICS, PACKED, SECONDS, SETTINGS
 
 
 class Sizes:
@@ -61,6 +63,13 @@ def metrics(reply: Message) -> tuple[int, dict[str, float]]:
         raise UpdateError("metrics that are not single numbers")
     examples = int(values.pop(EXAMPLES, 0))  # type: ignore[arg-type]
     return examples, {name: float(value) for name, value in values.items()}  # type: ignore[arg-type]
+
+
+def seconds(reply: Message) -> dict[str, float]:
+    """What a client says of how long it took, by phase; what is no number is left out."""
+    record = reply.content.config_records.get(SETTINGS, {})
+    told = {key.removeprefix(SECONDS): value for key, value in record.items() if key.startswith(SECONDS)}
+    return {phase: value for phase, value in told.items() if isinstance(value, float) and math.isfinite(value)}
 
 
 def one_line(reason: str | None) -> str:

@@ -12,6 +12,10 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
+from fedpara.deploy.start import environment, prepare
+
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 
@@ -21,18 +25,9 @@ class Flower:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.empty = folder / "empty"
-        self.home = folder / "home"
-        self.empty.mkdir()
-        self.home.mkdir()
-        self.environment = {
-            **os.environ,
-            "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
-            "FLWR_HOME": str(self.home),
-            "FLWR_TELEMETRY_ENABLED": "0",
-            "FLWR_DISABLE_UPDATE_CHECK": "1",
-            "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-        }
+        self.empty = prepare(folder)
+        self.home = folder / "flwr"
+        self.environment = environment(folder)
         self.processes: list[subprocess.Popen] = []
 
     def start(self, name: str, *arguments: str) -> subprocess.Popen:
@@ -88,3 +83,12 @@ class Flower:
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait(10)
+
+
+def check_same(run, in_process):
+    """Two runs of one recipe: as accurate, as many payload bytes, nobody dropped."""
+    for row, expected in zip(run.rounds, in_process.rounds, strict=True):
+        assert row["accuracy"] == pytest.approx(expected["accuracy"], abs=1e-3)
+        assert (row["up"], row["down"], row["cohort"]) == (expected["up"], expected["down"], expected["cohort"])
+        assert row["dropped"] == []
+    assert run.ledger.total() == in_process.ledger.total()

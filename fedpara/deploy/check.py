@@ -20,7 +20,6 @@ import torch
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 
-from ..app import load
 from ..config import Recipe, read_recipe
 from ..device import find_device
 from ..errors import FedparaError
@@ -28,6 +27,9 @@ from ..task import build_task
 from .folders import versions
 from .plan import NodeFacts, ServerFacts, read_facts
 from .start import address
+
+Checks = dict[str, Callable[[], str]]
+Enrolled = Callable[[str, Path, Path], bool]
 
 ROOM = 2 * 10**9  # bytes: checkpoints, what nodes keep, logs
 SOON = datetime.timedelta(days=30)
@@ -49,11 +51,19 @@ class Trouble(Exception):
     """What a check found wrong, and the remedy."""
 
 
-def check(folder: Path) -> Iterator[Finding]:
-    """Every check that makes sense on this machine, one after the other. Raises ConfigError for another folder."""
+def check(folder: Path, enrolled: Enrolled) -> Iterator[Finding]:
+    """Every check that makes sense on this machine, one after the other. Raises ConfigError for another folder.
+
+    Args:
+        folder: the server's or a client's.
+        enrolled: asks the server at an address, by an authority's certificate, whether it knows a private key.
+    """
     folder = folder.resolve()
     facts = read_facts(folder)
-    own = _server_checks(folder, facts) if isinstance(facts, ServerFacts) else _client_checks(folder, facts)
+    if isinstance(facts, ServerFacts):
+        own = _server_checks(folder, facts)
+    else:
+        own = _client_checks(folder, facts) | {"key": partial(_enrolled, folder, facts, enrolled)}
     for what, look in {**_common_checks(folder, facts), **own}.items():
         finding = _look(what, look)
         yield finding
@@ -68,9 +78,6 @@ def _look(what: str, look: Callable[[], str]) -> Finding:
         return Finding(what, False, " ".join(str(error).split()))
     except OSError as error:
         return Finding(what, False, f"{error.strerror or error}")
-
-
-Checks = dict[str, Callable[[], str]]
 
 
 def _common_checks(folder: Path, facts: ServerFacts | NodeFacts) -> Checks:
@@ -89,7 +96,7 @@ def _server_checks(folder: Path, facts: ServerFacts) -> Checks:
         "test data": partial(_test_data, folder),
         "SuperLink": partial(_superlink, folder, facts),
         "health": partial(_health, facts),
-        "nodes": partial(_nodes, folder),
+        "nodes": partial(_nodes, folder, facts),
     }
     if facts.proxy != "none":
         checks |= {"proxy": partial(_reach, folder, facts), "fence": partial(_fence, folder, facts)}
@@ -102,7 +109,6 @@ def _client_checks(folder: Path, facts: NodeFacts) -> Checks:
         "data": partial(_data, folder, facts),
         "server": partial(_reach, folder, facts),
         "clock": partial(_clock, folder, facts),
-        "key": partial(_enrolled, folder, facts),
     }
 
 
@@ -206,14 +212,12 @@ def _health(facts: ServerFacts) -> str:
     return "serving"
 
 
-def _nodes(folder: Path) -> str:
+def _nodes(folder: Path, facts: ServerFacts) -> str:
     from .run import SuperLink
 
     keys = sorted(path.stem for path in (folder / "nodes").glob("*.pub"))
     if not keys:
         raise Trouble("no key in the folder 'nodes': bring each client's node.pub there as NAME.pub")
-    facts = read_facts(folder)
-    assert isinstance(facts, ServerFacts)
     listed = SuperLink(folder, facts, WAIT).nodes()
     online = sum(node["status"] == "online" for node in listed)
     return f"{len(keys)} keys, {len(listed)} registered (fedpara deploy run registers the rest), {online} online"
@@ -304,9 +308,8 @@ def _clock(folder: Path, facts: NodeFacts) -> str:
     return f"{skew:+.0f} s off the server's"
 
 
-def _enrolled(folder: Path, facts: NodeFacts) -> str:
-    known = load("client.enrolled").enrolled(address(facts.host, facts.port), folder / "ca.crt", folder / "node.key")
-    if not known:
+def _enrolled(folder: Path, facts: NodeFacts, enrolled: Enrolled) -> str:
+    if not enrolled(address(facts.host, facts.port), folder / "ca.crt", folder / "node.key"):
         raise Trouble(
             f"the server does not know this key: its owner puts node.pub there as nodes/{facts.client}.pub, "
             "and runs fedpara deploy run"

@@ -50,7 +50,6 @@ def run(folder: Path, *, wait: float = 300.0) -> Run:
     facts = read_facts(folder)
     if not isinstance(facts, ServerFacts):
         raise ConfigError(f"{folder} is a client's folder: training is started on the server")
-    prepare(folder)
     if facts.metrics_port:
         from .metrics import ServerMetrics, serve
 
@@ -62,7 +61,7 @@ def run(folder: Path, *, wait: float = 300.0) -> Run:
     while not follower.finished():
         before = follower.rounds()
         status = link.follow(follower)
-        if status == "finished:completed" and follower.finished():
+        if follower.finished():
             break
         tries = 0 if follower.rounds() > before else tries + 1
         if tries >= TRIES:
@@ -134,10 +133,14 @@ class SuperLink:
                 return status
 
     def _going(self) -> str | None:
+        """The run last submitted, unless it has ended."""
+        number = self._last()
+        return number if number and not self._status(number).startswith("finished") else None
+
+    def _last(self) -> str | None:
+        """The run last submitted."""
         with contextlib.suppress(OSError, ValueError, KeyError):
-            number = str(json.loads(self.current.read_text())["run"])
-            if not self._status(number).startswith("finished"):
-                return number
+            return str(json.loads(self.current.read_text())["run"])
         return None
 
     def _submit(self) -> str:
@@ -184,12 +187,10 @@ class SuperLink:
         return done
 
     def last_words(self) -> str:
-        """The last line of the last run's log."""
-        with contextlib.suppress(OSError, ValueError, subprocess.TimeoutExpired):
-            number = str(json.loads(self.current.read_text())["run"])
-            lines = [
-                line.strip() for line in self.flwr("log", number, CONNECTION, "--show", check=False).stdout.splitlines()
-            ]
+        """The last line of the last run's log that names an error, else its last."""
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            done = self.flwr("log", self._last() or "", CONNECTION, "--show", check=False)
+            lines = [line.strip() for line in done.stdout.splitlines()]
             return next((line for line in reversed(lines) if "Error" in line), lines[-1] if lines else "it is empty")
         return "it cannot be read"
 
@@ -201,7 +202,7 @@ class _Follower:
         self.folder = folder
         self.table = LiveTable()
         self.table.head(load_task(read_recipe(folder.parent / "recipe.toml").task).measure)
-        self._shown = 0
+        self._shown = self._size = 0
 
     def rounds(self) -> int:
         """How many are done."""
@@ -211,8 +212,12 @@ class _Follower:
         return (self.folder / "summary.json").is_file()
 
     def look(self) -> None:
-        """Show what is new."""
-        rows = read_rows(self.folder / "rounds.jsonl")
+        """Show what is new, if anything is."""
+        file = self.folder / "rounds.jsonl"
+        size = file.stat().st_size if file.is_file() else 0
+        if size == self._size:  # of days of training, not to be read every second
+            return
+        rows, self._size = read_rows(file), size
         for row in rows[self._shown :]:
             self.table.finished_round(row)
         self._shown = max(self._shown, len(rows))

@@ -14,8 +14,7 @@ from .supervise import Supervisor
 
 def command(folder: Path) -> list[str]:
     """The command line of a folder's SuperLink or SuperNode. Raises ConfigError where the folder is neither's."""
-    facts = read_facts(folder)
-    return _superlink(folder, facts) if isinstance(facts, ServerFacts) else _supernode(folder, facts)
+    return _command(folder, read_facts(folder))
 
 
 def environment(folder: Path) -> dict[str, str]:
@@ -42,12 +41,12 @@ def start(folder: Path, tell: Callable[[str], None]) -> int:
         tell: shown a line for each restart.
     """
     folder = folder.resolve()
-    program, *arguments = command(folder)
+    facts = read_facts(folder)
+    program, *arguments = _command(folder, facts)
     found = Path(sys.executable).parent / program
     if not found.is_file():
         raise ConfigError(f"{program} is not beside {sys.executable}: install flwr in the same environment as fedpara")
     supervisor = Supervisor([str(found), *arguments], prepare(folder), environment(folder))
-    facts = read_facts(folder)
     if isinstance(facts, ServerFacts):  # a port that is taken stays so: whoever started it decides
         return supervisor.once()
     if facts.metrics_port:
@@ -67,6 +66,10 @@ def prepare(folder: Path) -> Path:
     for name in ("work/empty", "flwr", "state"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     return folder / "work" / "empty"
+
+
+def _command(folder: Path, facts: ServerFacts | NodeFacts) -> list[str]:
+    return _superlink(folder, facts) if isinstance(facts, ServerFacts) else _supernode(folder, facts)
 
 
 def _superlink(folder: Path, facts: ServerFacts) -> list[str]:

@@ -8,6 +8,7 @@ import threading
 
 import pytest
 
+from client.enrolled import enrolled
 from fedpara.deploy import check as checks
 from fedpara.deploy.folders import init
 from fedpara.deploy.keys import write_authority, write_server_certificate
@@ -42,7 +43,7 @@ def made(tmp_path, port):
 
 
 def lines(folder):
-    return {finding.what: finding for finding in checks.check(folder)}
+    return {finding.what: finding for finding in checks.check(folder, enrolled)}
 
 
 def fails(folder, what, words):

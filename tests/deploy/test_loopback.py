@@ -10,20 +10,9 @@ import fedpara as fp
 from fedpara.config import read_recipe
 from simulations.benchmarks.loopback import NAMES
 from tests.conftest import Silent
+from tests.flower import check_same
 
 pytestmark = [pytest.mark.slow, pytest.mark.deploy]
-
-
-def check_same(run, expected):
-    for row, other in zip(run.rounds, expected.rounds, strict=True):
-        assert row["accuracy"] == pytest.approx(other["accuracy"], abs=1e-3)
-        assert (row["up"], row["down"], row["cohort"], row["dropped"]) == (
-            other["up"],
-            other["down"],
-            other["cohort"],
-            [],
-        )
-    assert run.ledger.total() == expected.ledger.total()
 
 
 def in_process(deployment, folder):

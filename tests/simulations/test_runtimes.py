@@ -10,7 +10,7 @@ from fedpara.config import read_recipe
 from fedpara.deploy.keys import write_authority, write_node_key, write_server_certificate
 from simulations.benchmarks.loopback import free_port
 from tests.conftest import Silent
-from tests.flower import Flower
+from tests.flower import Flower, check_same
 
 OVERRIDES = {"rounds": 3, "clients": 2, "cohort": 2, "epochs": 1}
 # What is kept on nodes between rounds: personal factors, control variates, residuals.
@@ -36,14 +36,6 @@ def run_config(folder, changes=OVERRIDES, **more):
     overrides = ", ".join(f"{key} = {json.dumps(value)}" for key, value in changes.items())
     config = {"recipe": "digits", "overrides": overrides, "folder": str(folder), **more}
     return " ".join(f"{key}='{value}'" for key, value in config.items())
-
-
-def check_same(run, in_process):
-    for row, expected in zip(run.rounds, in_process.rounds, strict=True):
-        assert row["accuracy"] == pytest.approx(expected["accuracy"], abs=1e-3)
-        assert (row["up"], row["down"], row["cohort"]) == (expected["up"], expected["down"], expected["cohort"])
-        assert row["dropped"] == []
-    assert run.ledger.total() == in_process.ledger.total()
 
 
 @pytest.mark.slow
