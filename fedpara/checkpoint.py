@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,22 +71,53 @@ def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def save_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file so that it is either whole or not there."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(file.name + ".partial")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
-    _sync(partial)
-    os.replace(partial, file)
-    _sync(file.parent)
+    """Write a safetensors file so that it is either whole or not there.
+
+    Raises:
+        CheckpointError: it cannot be written; what stood there stands.
+    """
+    with _replacing(file) as partial:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
 
 
 def replace_file(file: Path, content: bytes) -> None:
-    """Write a small file so that a reader sees either the old content or the new."""
+    """Write a small file so that a reader sees either the old content or the new.
+
+    Raises:
+        CheckpointError: it cannot be written; what stood there stands.
+    """
+    with _replacing(file) as partial:
+        partial.write_bytes(content)
+
+
+@contextmanager
+def _replacing(file: Path) -> Iterator[Path]:
+    """A path to write to, which takes the file's place once that is done."""
     partial = file.with_name(file.name + ".partial")
-    partial.write_bytes(content)
-    _sync(partial)
-    os.replace(partial, file)
-    _sync(file.parent)
+    with writing(file):
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            yield partial
+            _sync(partial)
+            os.replace(partial, file)
+            _sync(file.parent)
+        except BaseException:
+            with suppress(OSError):  # on a full disk it would take the room that is wanted
+                partial.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def writing(file: Path) -> Iterator[None]:
+    """Turn what a disk refuses into a CheckpointError that names the file, and not where it lies: clients send it."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise CheckpointError(
+            f"cannot write {file.parent.name}/{file.name} ({reason}): make room or give the right to, then go on; "
+            "what was finished before stands"
+        ) from None
 
 
 def _sync(path: Path) -> None:

@@ -107,12 +107,9 @@ class RunWriter:
         if existing and not resume:
             raise ConfigError(f"{folder} holds a run already: add --resume to continue it, or name another folder")
         try:
-            folder.mkdir(parents=True, exist_ok=True)
             checkpoint.replace_file(folder / "recipe.toml", tomli_w.dumps(to_table(recipe)).encode())
-        except OSError as error:
-            raise ConfigError(
-                f"cannot write a run into {folder}: {error.strerror}; name another with --folder"
-            ) from None
+        except CheckpointError as error:
+            raise ConfigError(f"no run can be written into {folder}: {error}; or name another with --folder") from None
         (folder / "summary.json").unlink(missing_ok=True)
         self.start = checkpoint.load(folder / "checkpoint") if resume else None
         done = self.start.round if self.start else 0
@@ -124,8 +121,9 @@ class RunWriter:
     def finish_round(self, row: Row, state: checkpoint.Checkpoint) -> None:
         """Append the round's rows, then replace the checkpoint: what is not in it will be done again."""
         self.rows.append(row)
-        self.ledger.append_to(self.folder / "ledger.jsonl")
-        with (self.folder / "rounds.jsonl").open("ab") as file:
+        with checkpoint.writing(self.folder / "ledger.jsonl"):
+            self.ledger.append_to(self.folder / "ledger.jsonl")
+        with checkpoint.writing(self.folder / "rounds.jsonl"), (self.folder / "rounds.jsonl").open("ab") as file:
             file.write(_lines([row]))
         checkpoint.save(self.folder / "checkpoint", state)
 

@@ -21,6 +21,7 @@ def environment(folder: Path) -> dict[str, str]:
     """This process's environment with what Flower's programs need: a home in the folder, nothing fetched or told."""
     programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     return {
+        "OMP_WAIT_POLICY": "PASSIVE",  # several programs share the cores, see fedpara.cli
         **os.environ,
         "PATH": programs,
         "FLWR_HOME": str(folder / "flwr"),

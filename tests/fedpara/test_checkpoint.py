@@ -1,12 +1,18 @@
 """Checkpoints: whole or not there, and a damaged one says so."""
 
 import json
+import shutil
+import subprocess
 
 import pytest
 import torch
 
+import fedpara as fp
+from fedpara.app import find_recipe
 from fedpara.checkpoint import Checkpoint, load, replace_file, save
+from fedpara.config import read_recipe
 from fedpara.errors import CheckpointError
+from tests.conftest import Silent
 
 
 def checkpoint(round, value=1.0):
@@ -61,3 +67,48 @@ def test_a_file_is_replaced_as_a_whole(tmp_path):
     replace_file(file, b"new")
     assert file.read_bytes() == b"new"
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """The checkpoints of a run on a file system of their own, with little room."""
+    folder = tmp_path / "run" / "checkpoint"
+    folder.mkdir(parents=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("mounting a small file system is not allowed here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.skipif(not shutil.which("mount"), reason="no mount on this machine")
+def test_on_a_full_disk_the_round_before_stands_and_the_error_says_so(small_disk):
+    save(small_disk, checkpoint(1))
+    large = Checkpoint(2, {"w": torch.zeros(400_000)})
+    with pytest.raises(CheckpointError, match=r"No space left on device.*make room.*finished before stands"):
+        save(small_disk, large)
+    with pytest.raises(CheckpointError, match=r"checkpoint/notes\.json \(No space left on device\)"):
+        replace_file(small_disk / "notes.json", bytes(1_200_000))
+    assert not list(small_disk.glob("*.partial"))  # the room is free again
+    assert load(small_disk).round == 1
+
+
+@pytest.mark.skipif(not shutil.which("mount"), reason="no mount on this machine")
+def test_a_run_that_met_a_full_disk_goes_on_once_there_is_room(small_disk, tmp_path):
+    recipe = read_recipe(find_recipe("digits"), {"rounds": 3, "epochs": 1, "workers": 1})
+    expected = fp.simulate(recipe, folder=tmp_path / "alone", observer=Silent())
+    weight = small_disk / "weight"
+
+    class Filling(Silent):
+        def finished_round(self, row):
+            weight.write_bytes(bytes(4096 * (shutil.disk_usage(small_disk).free // 4096)))
+
+    with pytest.raises(CheckpointError, match="No space left on device"):
+        fp.simulate(recipe, folder=tmp_path / "run", observer=Filling())
+    weight.unlink()
+    run = fp.simulate(recipe, folder=tmp_path / "run", resume=True, observer=Silent())
+    assert [row["round"] for row in run.rounds] == [1, 2, 3]
+    assert run.ledger.to_rows() == expected.ledger.to_rows()
+    assert run.rounds[-1]["accuracy"] == expected.rounds[-1]["accuracy"]
