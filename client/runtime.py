@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fedpara.codec import codec
 from fedpara.config import Recipe, read_recipe
-from fedpara.device import find_device
+from fedpara.device import cap_memory, find_device
 from fedpara.errors import ConfigError
 from fedpara.sharing import load_shared_, local_names, shared_names, trained_parameters
 from fedpara.slices import narrow_
@@ -25,10 +25,11 @@ from fedpara.wire import SETTINGS
 class Runtime:
     """One recipe on one machine: the model, its first state and the data of the clients served here."""
 
-    def __init__(self, settings: str, data_dir: str, device: str, threads: int) -> None:
+    def __init__(self, settings: str, data_dir: str, device: str, threads: int, gpu_memory: float = 0) -> None:
         self.recipe = parse_settings(settings)
         torch.set_num_threads(threads or self.recipe.threads)
         self.device = find_device(device)
+        cap_memory(self.device, gpu_memory)
         self.task = build_task(self.recipe, data_dir=data_dir)
         self.uplink = codec(self.recipe.uplink)
         self.share = 1.0  # of the common ranks
@@ -83,16 +84,15 @@ def parse_settings(settings: str) -> Recipe:
 
 
 @lru_cache(maxsize=2)
-def _runtime(settings: str, data_dir: str, device: str, threads: int) -> Runtime:
-    return Runtime(settings, data_dir, device, threads)
+def _runtime(settings: str, data_dir: str, device: str, threads: int, gpu_memory: float) -> Runtime:
+    return Runtime(settings, data_dir, device, threads, gpu_memory)
 
 
 def runtime_for(settings: str, context: Context) -> Runtime:
     """The warm runtime for these settings on this node."""
     device = str(node_value(context, "device") or "cpu")
-    whole = _runtime(
-        settings, str(node_value(context, "data-dir") or ""), device, int(node_value(context, "threads") or 0)
-    )
+    data_dir, threads = str(node_value(context, "data-dir") or ""), int(node_value(context, "threads") or 0)
+    whole = _runtime(settings, data_dir, device, threads, float(node_value(context, "gpu-memory") or 0))
     return whole.narrowed(rank_share(whole, context))
 
 

@@ -1,8 +1,12 @@
-"""A run's state on disk, replaced atomically: a kill at any moment leaves the last complete round behind."""
+"""A run's state on disk, replaced atomically: a kill at any moment leaves the last complete round behind.
+
+The round before is kept too, for the disk that lost what it had said to have.
+"""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -16,7 +20,8 @@ from torch import Tensor
 
 from .errors import CheckpointError
 
-_LATEST = "latest.json"
+_LATEST, _BEFORE = "latest.json", "before.json"
+log = logging.getLogger("fedpara")
 
 
 @dataclass(frozen=True)
@@ -37,14 +42,20 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
     file = folder / f"round-{checkpoint.round:06d}.safetensors"
     save_tensors(file, tensors)
     index = {"round": checkpoint.round, "file": file.name, "bytes": file.stat().st_size, "extra": checkpoint.extra}
+    before = _index(folder / _LATEST)
+    if before and before["file"] != file.name:
+        replace_file(folder / _BEFORE, json.dumps(before).encode())
     replace_file(folder / _LATEST, json.dumps(index).encode())
+    kept = {file.name, (_index(folder / _BEFORE) or index)["file"]}
     for old in folder.glob("round-*.safetensors"):
-        if old != file:
+        if old.name not in kept:
             old.unlink(missing_ok=True)
 
 
 def load(folder: Path) -> Checkpoint | None:
     """The last complete checkpoint, or None where no round was finished.
+
+    Where it is damaged, the one before, and a warning.
 
     Raises:
         CheckpointError: the files are there but damaged.
@@ -52,16 +63,36 @@ def load(folder: Path) -> Checkpoint | None:
     if not (folder / _LATEST).is_file():
         return None
     try:
-        index = json.loads((folder / _LATEST).read_text(encoding="utf-8"))
-        file = folder / index["file"]
-        if file.stat().st_size != index["bytes"]:
-            raise CheckpointError(f"{file} has {file.stat().st_size} bytes, expected {index['bytes']}: {_REMEDY}")
-        tensors = load_file(file)
-        return Checkpoint(index["round"], part(tensors, "model/"), part(tensors, "strategy/"), index["extra"])
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise CheckpointError(f"cannot read the checkpoint in {folder} ({error}): {_REMEDY}") from None
+        return _load(folder, _LATEST)
+    except _DAMAGED as error:
+        trouble = str(error)
+    try:
+        found = _load(folder, _BEFORE)
+    except _DAMAGED:
+        raise CheckpointError(f"cannot read the checkpoint in {folder} ({trouble}): {_REMEDY}") from None
+    log.warning("the last checkpoint in %s is damaged (%s): going on after round %d", folder, trouble, found.round)
+    return found
 
 
+def _load(folder: Path, name: str) -> Checkpoint:
+    index = json.loads((folder / name).read_text(encoding="utf-8"))
+    file = folder / index["file"]
+    if file.stat().st_size != index["bytes"]:
+        raise ValueError(f"{file.name} has {file.stat().st_size} bytes, expected {index['bytes']}")
+    tensors = load_file(file)
+    return Checkpoint(index["round"], part(tensors, "model/"), part(tensors, "strategy/"), index["extra"])
+
+
+def _index(file: Path) -> dict[str, Any] | None:
+    """What an index says, None where it is damaged or not there."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        return found if isinstance(found["file"], str) else None
+    except _DAMAGED:
+        return None
+
+
+_DAMAGED = (OSError, ValueError, KeyError, TypeError, SafetensorError)
 _REMEDY = "restore the folder from a copy, or start the run anew in another folder"
 
 

@@ -29,6 +29,13 @@ def find_device(name: str) -> torch.device:
     return device
 
 
+def cap_memory(device: torch.device, gib: float) -> None:
+    """Let this process take at most so many GiB of a GPU; 0: all. Beyond, it is out of memory as on a smaller card."""
+    if device.type == "cuda" and gib:
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, gib * 2**30 / total), device)
+
+
 def _available() -> str:
     names = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
     return ", ".join([*names, "mps"] if torch.backends.mps.is_available() else names)

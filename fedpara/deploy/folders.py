@@ -51,8 +51,13 @@ def init(plan_file: Path, output: Path) -> dict[Path, bool]:
         folder = output / f"client-{node.name}"
         facts = NodeFacts(
             *("client", plan.name, node.name, plan.server.host, plan.server.port, node.data_dir, node.device),
-            *(node.partition, None if node.partition is None else len(plan.clients), node.rank_share, 9094 + place),
-            *(_metrics_port(plan, place + 1), versions()),
+            gpu_memory=node.gpu_memory,
+            partition=node.partition,
+            partitions=None if node.partition is None else len(plan.clients),
+            rank_share=node.rank_share,
+            node_port=9094 + place,
+            metrics_port=_metrics_port(plan, place + 1),
+            versions=versions(),
         )
         written[folder] = _new(folder, partial(_client, plan=plan, recipe=recipe, facts=facts, server=server))
     return written

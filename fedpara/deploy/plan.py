@@ -40,6 +40,7 @@ class Node:
     name: str = setting("", "the client's name, in the ledger and in every message to people")
     data_dir: str = setting("", "folder of its data, never sent anywhere; empty: set it on the machine")
     device: str = setting("auto", "where it computes: cpu, cuda, cuda:N or auto")
+    gpu_memory: float = setting(0.0, "GiB of its GPU that a process may take; 0: all", low=0)
     partition: int | None = setting(None, "its place in a data set that all hold and share out, from 0", low=0)
     rank_share: float | None = setting(None, "its share of the ranks, one of the recipe's rank-shares", above=0, high=1)
 
@@ -82,6 +83,7 @@ class NodeFacts:
     port: int
     data_dir: str = ""
     device: str = "auto"
+    gpu_memory: float = 0.0
     partition: int | None = None
     partitions: int | None = None
     rank_share: float | None = None

@@ -21,6 +21,7 @@ def environment(folder: Path) -> dict[str, str]:
     """This process's environment with what Flower's programs need: a home in the folder, nothing fetched or told."""
     programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     return {
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",  # a second otherwise, before a message's process starts
         "OMP_WAIT_POLICY": "PASSIVE",  # several programs share the cores, see fedpara.cli
         **os.environ,
         "PATH": programs,
@@ -102,6 +103,8 @@ def node_config(folder: Path, facts: NodeFacts) -> str:
     values["log"] = str(folder / "state" / "messages.jsonl")
     if facts.data_dir:
         values["data-dir"] = str((folder / facts.data_dir).expanduser())  # an absolute one stays what it is
+    if facts.gpu_memory:
+        values["gpu-memory"] = facts.gpu_memory
     if facts.rank_share is not None:
         values["rank-share"] = facts.rank_share
     if facts.partition is None:

@@ -1,6 +1,7 @@
 """Local training: which parameters move, and how fast."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 from client.training import Stepper, one_factor, parts_of, slow_down
 from fedpara import FedPara, parametrize_
 from fedpara.config import Training, read_recipe
+from fedpara.device import cap_memory
 from fedpara.errors import DeviceError
 from fedpara.sharing import local_names
 from fedpara.task import build_model, build_task
@@ -126,3 +128,13 @@ def test_half_precision_takes_nearly_the_same_step(precision, tolerance):
     )
     assert all(own.dtype == torch.float32 for own in model.parameters())
     assert 0 < float((moved - expected).norm()) < tolerance * float(expected.norm())
+
+
+def test_a_process_takes_no_more_of_a_gpu_than_it_may(monkeypatch):
+    asked = []
+    properties = SimpleNamespace(total_memory=8 * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share, device: asked.append(share))
+    for device, gib in (("cuda:0", 2.0), ("cuda:0", 0.0), ("cuda:0", 100.0), ("cpu", 2.0)):
+        cap_memory(torch.device(device), gib)
+    assert asked == [0.25, 1.0]

@@ -35,6 +35,7 @@ port = 443
 name = "north"
 data-dir = "/srv/images"
 device = "cuda:0"
+gpu-memory = 6.5
 [[clients]]
 name = "south-2"
 partition = 1
@@ -127,6 +128,7 @@ def test_the_commands_are_flowers_own(made):
         "client": "north",
         "data-dir": "/srv/images",
         "device": "cuda:0",
+        "gpu-memory": "6.5",
         "state-dir": str(made / "client-north" / "state"),
         "log": str(made / "client-north" / "state" / "messages.jsonl"),
     }

@@ -12,22 +12,27 @@ from fedpara.app import find_recipe
 from fedpara.checkpoint import Checkpoint, load, replace_file, save
 from fedpara.config import read_recipe
 from fedpara.errors import CheckpointError
-from tests.conftest import Silent
+from tests.conftest import SMALL, Silent
 
 
 def checkpoint(round, value=1.0):
     return Checkpoint(round, {"w": torch.full((3, 2), value)}, {"m": torch.arange(3)}, {"note": "x"})
 
 
-def test_what_is_saved_is_loaded_and_only_the_last_is_kept(tmp_path):
+def test_what_is_saved_is_loaded_and_only_the_last_two_are_kept(tmp_path):
     assert load(tmp_path) is None
     save(tmp_path, checkpoint(1))
-    save(tmp_path, checkpoint(2, 5.0))
+    save(tmp_path, checkpoint(2))
+    save(tmp_path, checkpoint(3, 5.0))
+    save(tmp_path, checkpoint(3, 5.0))  # a round that is done again
     found = load(tmp_path)
-    assert (found.round, found.extra) == (2, {"note": "x"})
+    assert (found.round, found.extra) == (3, {"note": "x"})
     assert torch.equal(found.model["w"], torch.full((3, 2), 5.0))
     assert torch.equal(found.strategy["m"], torch.arange(3))
-    assert len(list(tmp_path.glob("*.safetensors"))) == 1
+    assert sorted(path.name for path in tmp_path.glob("*.safetensors")) == [
+        "round-000002.safetensors",
+        "round-000003.safetensors",
+    ]
 
 
 def test_a_kill_before_the_index_was_replaced_leaves_the_older_round(tmp_path):
@@ -42,10 +47,11 @@ def test_a_kill_before_the_index_was_replaced_leaves_the_older_round(tmp_path):
     assert load(tmp_path).round == 1
 
 
-@pytest.mark.parametrize("damage", ["truncate", "flip the header", "remove", "index", "index keys"])
-def test_a_damaged_checkpoint_is_named_with_a_remedy(tmp_path, damage):
-    save(tmp_path, checkpoint(1))
-    file, index = next(tmp_path.glob("*.safetensors")), tmp_path / "latest.json"
+DAMAGE = ["truncate", "flip the header", "remove", "index", "index keys"]
+
+
+def damage_newest(folder, damage):
+    file, index = max(folder.glob("*.safetensors")), folder / "latest.json"
     if damage == "truncate":
         file.write_bytes(file.read_bytes()[:-5])
     elif damage == "flip the header":
@@ -56,9 +62,39 @@ def test_a_damaged_checkpoint_is_named_with_a_remedy(tmp_path, damage):
         index.write_text("{")
     else:
         index.write_text(json.dumps({"round": 1}))
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_checkpoint_is_named_with_a_remedy(tmp_path, damage):
+    save(tmp_path, checkpoint(1))
+    damage_newest(tmp_path, damage)
     with pytest.raises(CheckpointError, match="restore the folder") as error:
         load(tmp_path)
     assert str(tmp_path) in str(error.value)
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_where_the_last_checkpoint_is_damaged_the_one_before_is_taken_with_a_warning(tmp_path, damage, caplog):
+    save(tmp_path, checkpoint(1, 3.0))
+    save(tmp_path, checkpoint(2))
+    damage_newest(tmp_path, damage)
+    found = load(tmp_path)
+    assert (found.round, float(found.model["w"][0, 0])) == (1, 3.0)
+    assert "going on after round 1" in caplog.text
+    save(tmp_path, checkpoint(2, 4.0))  # the round is done again
+    save(tmp_path, checkpoint(3, 5.0))
+    damage_newest(tmp_path, damage)
+    assert float(load(tmp_path).model["w"][0, 0]) == 4.0
+
+
+def test_a_run_whose_last_checkpoint_is_damaged_does_the_round_again_to_the_same_bits(tmp_path):
+    recipe = read_recipe(SMALL, {"rounds": 3})
+    expected = fp.simulate(recipe, folder=tmp_path / "alone", observer=Silent())
+    fp.simulate(read_recipe(SMALL, {"rounds": 2}), folder=tmp_path / "run", observer=Silent())
+    damage_newest(tmp_path / "run" / "checkpoint", "truncate")
+    run = fp.simulate(recipe, folder=tmp_path / "run", resume=True, observer=Silent())
+    assert [row["round"] for row in run.rounds] == [1, 2, 3]
+    assert (run.folder / "model.safetensors").read_bytes() == (expected.folder / "model.safetensors").read_bytes()
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path):
