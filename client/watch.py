@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from pathlib import Path
+from typing import IO
 
 from flwr.app import Message
 
 from fedpara.wire import CONFIG, PACKED, ROUND, SEED
+
+log = logging.getLogger("fedpara")
 
 
 class Watch:
@@ -39,7 +43,10 @@ def _age() -> float:
 
 
 def write_log(file: Path, message: Message, reply: Message, down: int, watch: Watch) -> None:
-    """Append a line: when, what, how long, how many bytes each way; no values. ``down`` is the message's `payload`."""
+    """Append a line: when, what, how long, how many bytes each way; no values. ``down`` is the message's `payload`.
+
+    A log that cannot be written is no reason to lose the reply.
+    """
     config = message.content.config_records.get(CONFIG, {})
     row = {
         "time": round(time.time(), 3),
@@ -51,9 +58,19 @@ def write_log(file: Path, message: Message, reply: Message, down: int, watch: Wa
     }
     if reply.has_error():
         row["error"] = reply.error.reason
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a", encoding="utf-8") as log:
-        log.write(json.dumps(row) + "\n")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("ab+") as rows:
+            torn = rows.tell() and not _ends(rows)
+            rows.write(b"\n" * torn + json.dumps(row).encode() + b"\n")
+    except OSError as error:
+        log.warning("this node's log cannot be written: %s", error.strerror)
+
+
+def _ends(rows: IO[bytes]) -> bool:
+    """Whether the last line is whole."""
+    rows.seek(-1, os.SEEK_END)
+    return rows.read(1) == b"\n"
 
 
 def payload(message: Message) -> int:

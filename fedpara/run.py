@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -139,15 +140,13 @@ class RunWriter:
 
 
 def read_rows(file: Path) -> list[Row]:
-    """Rows of a JSON-lines file. A last line that was cut off by a kill is left out."""
+    """Rows of a JSON-lines file. A line that was cut off, by a kill or a full disk, is left out."""
     if not file.is_file():
         return []
     rows = []
     for line in file.read_text(encoding="utf-8").splitlines():
-        try:
+        with suppress(ValueError):
             rows.append(json.loads(line))
-        except ValueError:
-            break
     return rows
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from simulations.benchmarks.loopback import Loopback
+from simulations.benchmarks.loopback import NAMES, Loopback
 
 
 @pytest.fixture
@@ -10,8 +10,8 @@ def deploy(tmp_path):
     """Makes deployments, and ends what they started."""
     made: list[Loopback] = []
 
-    def make(proxy: str = "none", **changes) -> Loopback:
-        made.append(Loopback(tmp_path, proxy=proxy, changes=changes))
+    def make(proxy: str = "none", names: tuple[str, ...] = NAMES, **changes) -> Loopback:
+        made.append(Loopback(tmp_path, names, proxy=proxy, changes=changes))
         return made[-1]
 
     yield make

@@ -9,7 +9,7 @@ from fedpara.codec import codec
 from fedpara.compare import read_grid
 from fedpara.config import read_recipe
 from server.strategies import STRATEGIES
-from simulations.benchmarks.tables import FOLDER, grids
+from simulations.benchmarks.tables import FOLDER, by_seed, grids
 
 FILES = {
     f"{folder.name}/{name}": file for folder in sorted(FOLDER.iterdir()) for name, file in grids(folder.name).items()
@@ -34,3 +34,16 @@ def test_every_method_of_a_grid_is_a_recipe(name):
 
 def test_every_benchmark_has_grids():
     assert {name.partition("/")[0] for name in FILES} == {"bytes", "optimisers", "personalisation", "unequal"}
+
+
+def test_the_table_by_seed_divides_each_seeds_own_bytes():
+    def row(method, seed, last, sent):
+        return {"method": method, "seed": seed, "last": last, "measure": "accuracy", "bytes": sent}
+
+    found = [row("dense", 0, 0.9, 1000), row("dense", 1, 0.8, 500), row("ours", 0, 0.91, 10), row("ours", 1, 0.7, None)]
+    assert by_seed(found, "dense").splitlines()[2:] == [
+        "| dense | 90.00 %, 1.0× | 80.00 %, 1.0× |",
+        "| ours | 91.00 %, 100.0× | 70.00 % |",
+    ]
+    assert by_seed(found, None).splitlines()[0] == "| method | seed 0 | seed 1 |"
+    assert by_seed(found, None).splitlines()[3] == "| ours | 91.00 % | 70.00 % |"
