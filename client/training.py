@@ -15,7 +15,7 @@ from fedpara.config import Training
 from fedpara.errors import DataError, DeviceError
 from fedpara.layers import factorised_weights
 from fedpara.sharing import local_names
-from fedpara.slices import at_share
+from fedpara.slices import at_share, drop_common_
 from fedpara.task import ClientData, Metrics, Task
 
 from .methods import Method
@@ -42,7 +42,7 @@ def train(
     Order, augmentation and dropout come from ``generator`` and from torch's global generator seeded by it, so that a
     client's result depends on the recipe's seed, the round and the client's name alone.
 
-    With ``shares`` of the ranks, each step is at one of them, drawn evenly: see `at_share`.
+    With ``shares`` of the ranks, each step is at all of them, see `Stepper`.
     """
     count = len(data.train)
     if count == 0:
@@ -63,8 +63,7 @@ def train(
                 if steps and time.monotonic() > end:
                     break
                 batch = tuple(part.to(device) for part in task.prepare(data.train.batch(indices), generator))
-                share = shares[int(torch.randint(len(shares), (), generator=generator))] if shares else None
-                total += step(batch, share)
+                total += step(batch, shares)
                 steps += 1
     if method:
         method.finish(optimizer)
@@ -120,6 +119,10 @@ class Stepper:
     A batch that does not fit is cut in two, as often as it takes, and the parts' gradients are added up: that is the
     batch's own, but for layers that look at the whole batch (batch norm). The next step starts with as many parts.
 
+    With shares of the ranks, s_1 < s_2 < …, the columns up to s_1 and all that is not factorised get the gradient of
+    the model that has these columns alone; the columns from there to s_2 that of the model up to s_2; and so on. So
+    what narrow clients hold too is trained as they train it, and what is further learns what that leaves.
+
     Raises:
         DeviceError: a single example does not fit.
     """
@@ -141,11 +144,11 @@ class Stepper:
         self._scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         self.parts = 1
 
-    def __call__(self, batch: tuple[torch.Tensor, ...], share: float | None = None) -> torch.Tensor:
-        """Take a step, at a share of the ranks if given; the batch's loss, left on its device."""
+    def __call__(self, batch: tuple[torch.Tensor, ...], shares: Sequence[float] = ()) -> torch.Tensor:
+        """Take a step; the batch's loss, of the widest model where there are shares, left on its device."""
         while True:
             try:
-                loss = self._backward(batch, share)
+                loss = self._backward(batch, shares)
                 break
             except torch.OutOfMemoryError as error:
                 if self.parts >= max(map(len, batch)):
@@ -162,15 +165,24 @@ class Stepper:
         self._scaler.update()
         return loss
 
-    def _backward(self, batch: tuple[torch.Tensor, ...], share: float | None) -> torch.Tensor:
+    def _backward(self, batch: tuple[torch.Tensor, ...], shares: Sequence[float]) -> torch.Tensor:
         """Fresh gradients of the batch's loss, and the loss."""
         self._optimizer.zero_grad(set_to_none=True)
-        with at_share(self._model, share) if share else nullcontext():
-            if self.parts == 1:
-                return self._add_gradients(batch)
-            parts = parts_of(batch, self.parts)
-            losses = [self._add_gradients(part, len(part[0]) / len(batch[0])) for part in parts]
-        return torch.stack(losses).sum()
+        if not shares:
+            return self._add_in_parts(batch)
+        losses = []
+        for narrower, share in reversed(list(zip([0.0, *shares], shares, strict=False))):  # the widest first
+            with at_share(self._model, share):
+                losses.append(self._add_in_parts(batch))
+            if narrower:
+                drop_common_(self._model, narrower)
+        return losses[0]
+
+    def _add_in_parts(self, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        if self.parts == 1:
+            return self._add_gradients(batch)
+        parts = parts_of(batch, self.parts)
+        return torch.stack([self._add_gradients(part, len(part[0]) / len(batch[0])) for part in parts]).sum()
 
     def _add_gradients(self, batch: tuple[torch.Tensor, ...], weight: float | None = None) -> torch.Tensor:
         with self._autocast:

@@ -80,8 +80,8 @@ def nest_(model: nn.Module, share: float) -> nn.Module:
 def at_share(model: nn.Module, share: float) -> Iterator[nn.Module]:
     """Compute with the first columns of every factor only, and yield the model; gradients reach these columns alone.
 
-    Ordered dropout (FjORD: Horváth et al., NeurIPS 2021, Section 3) with ranks in place of widths: a wide model that
-    also trains as the narrow one that others hold keeps the common columns working by themselves.
+    In the manner of ordered dropout (FjORD: Horváth et al., NeurIPS 2021, Section 3) with ranks in place of widths: a
+    wide model that also trains as the narrow one that others hold keeps the common columns working by themselves.
 
     Args:
         model: a model of this share of the common ranks or of more; its optimiser's parameters stay what they are.
@@ -105,6 +105,24 @@ def at_share(model: nn.Module, share: float) -> Iterator[nn.Module]:
             setattr(stack, name, factor)
             parametrization.rank = rank
             _add_gradient(factor, own.grad)
+
+
+@torch.no_grad()
+def drop_common_(model: nn.Module, share: float) -> None:
+    """Drop every gradient but those of the columns that a model of this share of the common ranks does not hold."""
+    own = set()
+    for place in factorised_weights(model):
+        held = columns(place.own.whole_rank, share)
+        for index, factor in enumerate(place.factors.values()):
+            own.add(id(factor))
+            if factor.grad is not None:
+                common = factor.grad
+                for side in _sides(place.own, index, factor):
+                    common = common.narrow(side, 0, min(held, common.shape[side]))
+                common.zero_()
+    for parameter in model.parameters():
+        if id(parameter) not in own:
+            parameter.grad = None
 
 
 def _add_gradient(factor: Tensor, first: Tensor | None) -> None:

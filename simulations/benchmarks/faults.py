@@ -61,6 +61,14 @@ class Campaign:
     def start_client(self, name: str) -> None:
         self.loop.start_client(name, self.environment(name))
 
+    def resumed(self) -> int:
+        """How often `deploy run` went on after the training had ended."""
+        return self.loop.log("run").count("going on")
+
+    def tracebacks(self) -> list[str]:
+        """Programs of ours that showed one to whoever started them."""
+        return [name for name in (*self.loop.names, "server", "run") if "Traceback" in self.loop.log(name)]
+
     def wire(self) -> Wire:
         return self.wires[self.victim]
 
@@ -250,7 +258,7 @@ def inject(campaign: Campaign, fault: Fault) -> dict[str, Any]:
     """One fault, until a round is whole again; what happened."""
     loop, chance = campaign.loop, campaign.random
     campaign.victim = chance.choice(loop.names)
-    before = len(loop.rows())
+    before, resumed = len(loop.rows()), campaign.resumed()
     time.sleep(chance.uniform(0, 5))
     began = time.monotonic()
     with fault.act(campaign):
@@ -267,6 +275,7 @@ def inject(campaign: Campaign, fault: Fault) -> dict[str, Any]:
         "client": campaign.victim,
         "seconds": round(time.monotonic() - began),
         "rounds_not_whole": sum(row["replies"] < len(loop.names) for row in rows),
+        "resumed": campaign.resumed() - resumed,
         "reasons": reasons,
     }
 
@@ -318,25 +327,26 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         campaign = Campaign(folder, rounds, options.seed)
-        print(
-            "| fault | client | seconds | rounds not whole | what the server said |\n|---|---|---|---|---|", flush=True
-        )
+        print("| fault | client | seconds | rounds not whole | resumed | what the server said |", flush=True)
+        print("| --- | --- | --- | --- | --- | --- |", flush=True)
         try:
             campaign.start()
             campaign.loop.wait_for_round(1, 240)
             for fault in chosen:
                 row = inject(campaign, fault)
                 said = "; ".join(row["reasons"]) or "–"
-                line_ = f"| {row['fault']} | {row['client']} | {row['seconds']} | {row['rounds_not_whole']} | {said} |"
-                print(line_, flush=True)
+                cells = [row[key] for key in ("fault", "client", "seconds", "rounds_not_whole", "resumed")]
+                print("|", *(f"{cell} |" for cell in cells), f"{said} |", flush=True)
             for row in strangers(campaign):
-                print(f"| {row['fault']} | – | – | got in: {row['got_in']} | {row['reasons'][0]} |", flush=True)
+                said = "got in" if row["got_in"] else f"did not get in; deploy check: {row['reasons'][0]}"
+                print(f"| {row['fault']} | stranger | – | – | – | {said} |", flush=True)
             campaign.loop.wait_for_round(rounds, 60.0 * rounds)
             campaign.loop.wait(lambda: campaign.loop.processes["run"].poll() is not None, 120, "the end")
             run = fp.Run(campaign.loop.server / "run")
             alone = fp.simulate(read_recipe(campaign.loop.server / "recipe.toml"), folder=folder / "alone")
             for what, own in (("disturbed", run), ("undisturbed", alone)):
                 print(f"{what}: accuracy {100 * own.rounds[-1]['accuracy']:.2f} % after {len(own.rounds)} rounds")
+            print(f"programs that showed a traceback: {', '.join(campaign.tracebacks()) or 'none'}")
         finally:
             campaign.close()
 

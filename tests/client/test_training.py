@@ -13,6 +13,7 @@ from fedpara.config import Training, read_recipe
 from fedpara.device import cap_memory
 from fedpara.errors import DeviceError
 from fedpara.sharing import local_names
+from fedpara.slices import narrow_, rank_sides
 from fedpara.task import build_model, build_task
 from tests.conftest import SMALL
 
@@ -138,3 +139,27 @@ def test_a_process_takes_no_more_of_a_gpu_than_it_may(monkeypatch):
     for device, gib in (("cuda:0", 2.0), ("cuda:0", 0.0), ("cuda:0", 100.0), ("cpu", 2.0)):
         cap_memory(torch.device(device), gib)
     assert asked == [0.25, 1.0]
+
+
+def test_common_columns_are_trained_as_the_narrow_model_and_further_ones_as_the_wide():
+    recipe = read_recipe(SMALL, {"gamma": 0.5})
+    task = build_task(recipe)
+    data = task.client_data("client-0000", recipe.clients).train.batch(torch.arange(8))
+    batch = tuple(task.prepare(data, torch.Generator().manual_seed(0)))
+    wide, whole = build_model(recipe, task), build_model(recipe, task)
+    narrow = narrow_(build_model(recipe, task), 0.25)
+    for model in (whole, narrow):
+        task.loss(model, batch).backward()
+    optimizer = torch.optim.SGD(wide.parameters(), lr=0.5)
+    step = Stepper(task, wide, optimizer, method=None, training=recipe.training, device=torch.device("cpu"))
+    step._clip = 0.0
+    loss = step(batch, [0.25, 1.0])
+    torch.testing.assert_close(loss, task.loss(whole, batch).detach())
+    sides, small = rank_sides(wide), dict(narrow.named_parameters())
+    moved = 0
+    for (name, own), begin in zip(wide.named_parameters(), whole.parameters(), strict=True):
+        expected = begin.grad.clone() if name in sides else torch.zeros_like(begin)
+        expected[tuple(slice(size) for size in small[name].shape)] = small[name].grad
+        torch.testing.assert_close(own.detach(), begin.detach() - 0.5 * expected, msg=name)
+        moved += own.shape != small[name].shape
+    assert moved

@@ -8,7 +8,7 @@ from torch import nn
 
 import fedpara as fp
 from fedpara.errors import ConfigError, UpdateError
-from fedpara.slices import LEAST, SlicedMean, at_share, columns, cut, narrow_, nest_, rank_sides
+from fedpara.slices import LEAST, SlicedMean, at_share, columns, cut, drop_common_, narrow_, nest_, rank_sides
 from tests import reference
 
 SHARES = (1.0, 0.5, 0.25, 0.1)
@@ -129,3 +129,20 @@ def test_a_step_at_each_of_two_shares_adds_up_and_an_error_leaves_the_model_whol
     half = narrow_(network(), 0.5)
     with at_share(half, 0.25):  # of the whole model's ranks, not of this one's
         assert half[3].parametrizations.weight[0].rank == narrow_(network(), 0.25)[3].parametrizations.weight[0].rank
+
+
+def test_what_is_common_keeps_no_gradient_of_a_wide_model():
+    whole, inputs = network(), torch.randn(8, 48, 3, 3)
+    whole(inputs).square().sum().backward()
+    before = {name: factor.grad.clone() for name, factor in whole.named_parameters()}
+    sides, narrow = rank_sides(whole), narrow_(network(), 0.25).state_dict()
+    drop_common_(whole, 0.25)
+    for name, factor in whole.named_parameters():
+        if name not in sides:
+            assert factor.grad is None, name
+            continue
+        common = tuple(slice(size) for size in narrow[name].shape)
+        assert not factor.grad[common].any(), name
+        before[name][common] = 0
+        assert torch.equal(factor.grad, before[name]), name
+    assert any(factor.grad is not None and factor.grad.any() for factor in whole.parameters())
