@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedpara.app import code_hash
 from fedpara.checkpoint import part
-from fedpara.codec import Codec, codec, encode_with_feedback
+from fedpara.codec import codec, encode_with_feedback
 from fedpara.errors import CodecError, FedparaError
 from fedpara.seeds import generator_for
 from fedpara.wire import ARRAYS, CONTROL, NOT_HELD, PACKED, SECONDS, SEED, SETTINGS, check_seed
@@ -43,7 +43,7 @@ def _answer(message: Message, context: Context, call_next: ClientAppCallable, wa
         runtime = runtime_for(str(settings["recipe"]), context)
         watch.lap("start")
         link = _Link(runtime, context, message)
-        received = link.decode(message, str(settings["downlink"]))
+        received = link.decode(message)
         watch.lap("decode")
         reply = call_next(message, context)
         watch.lap("train")
@@ -70,8 +70,11 @@ class _Link:
         self.runtime, self.round = runtime, int(str(message.content.config_records[SETTINGS]["key"]))
         self.client = client_name(runtime, context)
         self.kept = ClientState(state_folder(message, context) / "link", self.client)
+        downlink = codec(str(message.content.config_records[SETTINGS]["downlink"]))
+        self.holds = runtime.recipe.differences and downlink.scheme.differences  # what it receives, for the next one
+        self.downlink = downlink
 
-    def decode(self, message: Message, downlink: str) -> dict[str, Tensor]:
+    def decode(self, message: Message) -> dict[str, Tensor]:
         """Replace the packed model in the message by plain arrays; the tensors that both sides now hold."""
         content: RecordDict = message.content
         if ARRAYS not in content.array_records:
@@ -81,7 +84,7 @@ class _Link:
             check_seed(array.data, self.runtime.recipe.seed, self.runtime.shared)
             state = dict(self.runtime.shared)
         elif array.stype == PACKED:
-            state = self._unpack(array.data, codec(downlink))
+            state = self._unpack(array.data)
         else:
             raise CodecError(
                 f"a broadcast of type '{array.stype}', expected {SEED} or {PACKED}: do the versions match?"
@@ -89,17 +92,17 @@ class _Link:
         content[ARRAYS] = ArrayRecord(state)
         if CONTROL in content.array_records:
             array = next(iter(content.array_records[CONTROL].values()))
-            content[CONTROL] = ArrayRecord(codec(downlink).decode(array.data, self.runtime.trained))
+            content[CONTROL] = ArrayRecord(self.downlink.decode(array.data, self.runtime.trained))
         return state
 
-    def _unpack(self, blob: bytes, downlink: Codec) -> dict[str, Tensor]:
+    def _unpack(self, blob: bytes) -> dict[str, Tensor]:
         like = self.runtime.shared
         candidates = chain([like], (part(kept, HELD) for kept in self.kept.all()))
         try:
-            reference = downlink.find_reference(blob, like, candidates)
+            reference = self.downlink.find_reference(blob, like, candidates)
         except CodecError as error:
             raise _NotHeldError(str(error)) from None
-        return downlink.decode(blob, like, reference=reference)
+        return self.downlink.decode(blob, like, reference=reference)
 
     def encode(self, reply: Message, received: dict[str, Tensor]) -> None:
         """Pack the reply's model into one Array, as the difference to what was received where the codec wants it.
@@ -108,7 +111,7 @@ class _Link:
         """
         before = self.kept.load(self.round) or {} if self.runtime.uplink.feedback else {}
         blob, owed = self._pack(reply, ARRAYS, received, part(before, OWED[ARRAYS]))
-        held = received if self.runtime.recipe.differences else {}
+        held = received if self.holds else {}
         keep = {HELD + name: tensor for name, tensor in held.items()}
         keep |= {OWED[ARRAYS] + name: tensor for name, tensor in owed.items()}
         reply.content[ARRAYS] = packed_record(blob)

@@ -68,6 +68,10 @@ def simulate(recipe: str, folder: Path | None, resume: bool, **keys: Any) -> Non
     RECIPE is a built-in name (fedpara recipes), a TOML file, or the folder of a run. Any key of the recipe can be given
     as an option; a task's own keys too (--alpha 0.1 or --classification.alpha 0.1).
     """
+    from . import forkserver
+
+    if keys.get("workers") != "1":
+        forkserver.start()
     from . import report
     from .app import load
 

@@ -176,10 +176,10 @@ class SlicedMean:
         """Number of updates taken."""
         return sum(mean.count for mean in self._means.values())
 
-    def add(self, state: Mapping[str, Tensor], weight: float, share: float = 1.0) -> None:
-        """Take one update of a client with this share of the ranks. Raises UpdateError, see `StreamingMean.add`."""
+    def add(self, state: Mapping[str, Tensor], weight: float, share: float = 1.0, *, checked: bool = False) -> None:
+        """Take one update of a client with this share of the ranks, as `StreamingMean.add` does."""
         mean = self._means.get(share) or StreamingMean(cut(self._like, self._sides, share))
-        mean.add(state, weight)
+        mean.add(state, weight, checked=checked)
         self._means[share] = mean
 
     def result(self, model: Mapping[str, Tensor]) -> dict[str, Tensor]:

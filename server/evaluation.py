@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedpara.config import Recipe
 from fedpara.device import cores
@@ -22,9 +22,14 @@ class Evaluator:
         self.data = task.server_data()
         self.model.to(device)
 
+    def load(self, state: dict[str, Tensor]) -> nn.Module:
+        """The network with this state."""
+        load_shared_(self.model, state)
+        return self.model
+
     def __call__(self, state: dict[str, Tensor]) -> Metrics:
         """Metrics of this state on the test data."""
-        load_shared_(self.model, state)
+        self.load(state)
         if self.data is None:
             return Metrics(0, {})
         threads = torch.get_num_threads()

@@ -115,8 +115,7 @@ class Federation:
                 if lost >= LOST_ROUNDS and not self._done():
                     raise self._lost()
         summary = self._summary()
-        self.evaluator(self.model)  # loads the final state into the network that is merged
-        self.writer.finish(summary, merge_(self.evaluator.model))
+        self.writer.finish(summary, merge_(self.evaluator.load(self.model)))
         self.observer.finished(summary, self.writer.folder)
         return Run(self.writer.folder)
 
@@ -293,11 +292,11 @@ class Federation:
         if result.weights is not None:
             composed = self.averaging.compose(update.state)
             check_update(composed, composed)  # finite factors may have a product that is not
-        result.mean.add(update.state, weight, update.share)  # from here on nothing can be refused
+        result.mean.add(update.state, weight, update.share, checked=True)  # from here on nothing can be refused
         if self.strategy.sends_control:
-            result.control.add(update.control, weight)
+            result.control.add(update.control, weight, checked=True)
         if result.weights is not None:
-            result.weights.add(composed, weight)
+            result.weights.add(composed, weight, checked=True)
         judged = {k.removeprefix(EVALUATION): v for k, v in update.metrics.items() if k.startswith(EVALUATION)}
         trained = {k: v for k, v in update.metrics.items() if not k.startswith(EVALUATION)}
         result.trained.append(Metrics(update.examples, trained))

@@ -134,6 +134,7 @@ class CodedGrid(Grid):
         self._firsts: dict[float, State] = {1.0: initial}  # the initial model, for each share
         self._settings = client_settings(recipe)
         self._downlink, self._uplink = codec(recipe.downlink), codec(recipe.uplink)
+        self._differs = recipe.differences and self._downlink.scheme.differences
         self._sent: dict[str, _Sent] = {}
         self._pause = float(getattr(inner, "pull_interval", 1.0))
 
@@ -165,7 +166,7 @@ class CodedGrid(Grid):
 
     def _reference(self, state: State, client: str | None) -> tuple[str, Mapping[str, Tensor] | None]:
         """The model to which the difference is sent, and its name."""
-        if not self.recipe.differences or not self._downlink.scheme.differences:
+        if not self._differs:
             return "", None
         nearest: tuple[float, str, Mapping[str, Tensor] | None] = (squared_distance(state), "", None)
         held = self.memory.find(client) if client else {}
@@ -285,7 +286,7 @@ class CodedGrid(Grid):
                 raise UpdateError("the reply carries no packed model")
             state = self._change(sent.broadcast, array.data)
             control = self._uplink.decode(more.data, self.control) if more else {}
-            if self.recipe.differences and sent.broadcast.purpose != "seed":
+            if self._differs and sent.broadcast.purpose != "seed":
                 self.memory.hold(sent.client, sent.broadcast.received)
         return Update(sent.client, state, examples, figures, control, self.share(sent.client), seconds(reply))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import multiprocessing.connection
 import pickle
 import sys
@@ -12,6 +11,7 @@ import uuid
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
+from fedpara import forkserver
 from fedpara.app import code_hash, find_recipe, load
 from fedpara.config import Recipe, read_recipe
 from fedpara.device import cores, find_device
@@ -51,7 +52,12 @@ class LocalGrid(Grid):
         self._states: dict[int, RecordDict] = {}
         self._waiting: deque[Message] = deque()
         self._replies: dict[str, Message] = {}
-        self._pool = [_Worker(preload) for _ in range(workers)] if workers > 1 else []
+        self._workers, self._preload = (workers if workers > 1 else 0), preload
+
+    @cached_property
+    def _pool(self) -> list[_Worker]:
+        """Started with the first message: meanwhile the process that they are forked from imports what they need."""
+        return [_Worker(self._preload) for _ in range(self._workers)]
 
     def get_node_ids(self) -> Iterable[int]:
         return list(self.clients.values())
@@ -68,7 +74,7 @@ class LocalGrid(Grid):
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Replies to these messages. Waits a moment for the first where none is there yet."""
         wanted = list(message_ids)
-        if not self._pool:
+        if not self._workers:
             self._run_here(wanted)
         elif not any(message_id in self._replies for message_id in wanted):
             self._receive(timeout=0.1)
@@ -85,8 +91,11 @@ class LocalGrid(Grid):
 
     def close(self) -> None:
         """End the worker processes."""
-        for worker in self._pool:
-            worker.close()
+        pool = self.__dict__.pop("_pool", [])
+        for worker in pool:  # all at once: leaving torch takes each a while
+            worker.connection.close()
+        for worker in pool:
+            worker.end()
 
     def set_run(self, run: Any) -> None:
         raise NotImplementedError("the in-process runtime holds one run only")
@@ -163,12 +172,9 @@ class _Worker:
 
     def _start(self) -> None:
         # A fork of this process would inherit its threads' locks; the fork server is a clean process to fork from.
-        methods = multiprocessing.get_all_start_methods()
-        context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
-        if "forkserver" in methods:
-            context.set_forkserver_preload(["fedpara.worker_imports"])
+        context = forkserver.start()
         self.connection, other = context.Pipe()
-        self._process = context.Process(target=_work, args=(other, self._preload), daemon=True)
+        self._process = context.Process(target=_work, args=(other, self._preload), daemon=True)  # type: ignore[attr-defined]
         with _without_main():
             self._process.start()
         other.close()
@@ -189,8 +195,8 @@ class _Worker:
             self._start()
             return Message(Error(FAILED, reason), reply_to=message), RecordDict()
 
-    def close(self) -> None:
-        self.connection.close()
+    def end(self) -> None:
+        """Wait until the process has ended, which it does once the pipe is closed; not for ever."""
         self._process.join(0.5)
         if self._process.is_alive():
             self._process.terminate()

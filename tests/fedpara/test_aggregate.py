@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fedpara.aggregate import StreamingMean, check_update
+from fedpara.aggregate import StreamingMean, check_update, squared_distance
 from fedpara.errors import ConfigError, UpdateError
 
 LIKE = {"w": torch.zeros(3, 4), "b": torch.zeros(4), "n": torch.tensor(0), "on": torch.tensor([False, False])}
@@ -200,3 +200,13 @@ def test_finiteness_is_found_in_every_place() -> None:
         with pytest.raises(UpdateError):
             check_update({"w": tensor}, like)
     check_update({"w": torch.full((1003,), 1e37)}, like)  # a sum would overflow; the values are fine
+
+
+@pytest.mark.parametrize("size", [1, 1000, 3_000_000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
+def test_the_squared_distance_is_that_of_float64(size, dtype):
+    torch.manual_seed(size)
+    state, other = ({"w": torch.randn(size).to(dtype), "n": torch.tensor([5])} for _ in range(2))
+    expected = float((state["w"].double() - other["w"].double()).square().sum())
+    assert squared_distance(state, other) == pytest.approx(expected, rel=1e-4)
+    assert squared_distance(state) == pytest.approx(float(state["w"].double().square().sum()), rel=1e-4)
