@@ -136,6 +136,7 @@ class CodedGrid(Grid):
         self._downlink, self._uplink = codec(recipe.downlink), codec(recipe.uplink)
         self._differs = recipe.differences and self._downlink.scheme.differences
         self._sent: dict[str, _Sent] = {}
+        self._sizes = Sizes()
         self._pause = float(getattr(inner, "pull_interval", 1.0))
 
     # --- encoding -----------------------------------------------------------------------------------------------------
@@ -191,11 +192,10 @@ class CodedGrid(Grid):
             message.content, broadcast = coded[place]
             sent.append((message, _Sent(message.metadata.message_type, content.round, client, broadcast)))
         ids = list(self.inner.push_messages(outgoing))
-        sizes = Sizes()
         for (message, note), message_id in zip(sent, ids, strict=False):
             if message_id is not None:  # Flower's answer for a message it could not take
                 self._sent[message_id] = note
-                self._count_down(note, sizes.of(message))
+                self._count_down(note, self._sizes.of(message))
         return ids
 
     def _content(self, plain: RecordDict) -> _Content:
@@ -238,7 +238,7 @@ class CodedGrid(Grid):
         self._count(sent, "down", message, parts | {"control": len(broadcast.control)})
 
     def _count_up(self, sent: _Sent, reply: Message) -> None:
-        message, array, control = Sizes().of(reply), packed(reply, ARRAYS), packed(reply, CONTROL)
+        message, array, control = self._sizes.of(reply), packed(reply, ARRAYS), packed(reply, CONTROL)
         if array is None:
             return self._count(sent, "up", message, {sent.purpose: 0})
         parts = _apart(len(array.data), self._uplink.scales(array.data, self.first(sent.client)))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 
-from flwr.app import Array, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.app.message.message import remove_content_from_message
-from flwr.common.serde import message_to_proto
+from flwr.common.serde import message_to_proto, metadata_to_proto
 from flwr.proto.fleet_pb2 import PullMessagesResponse
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
@@ -21,24 +22,44 @@ from fedpara.wire import EVALUATION, EXAMPLES, METRICS, PACKED, SECONDS, SETTING
 class Sizes:
     """Bytes of a message as Flower sends it: its serialised objects, and the answer that announces them to a node.
 
-    Content that messages share is measured once.
+    Objects are named by hashes of one length, so that a message's size follows from the lengths of what is in it: one
+    with the lengths of an earlier one is neither serialised nor hashed. (Chunks of an array that are equal travel once;
+    that is seen where such a message is the first of its lengths.)
     """
 
     def __init__(self) -> None:
-        self._contents: dict[int, tuple[RecordDict, int]] = {}
+        self._known: dict[Hashable, int] = {}
 
     def of(self, message: Message) -> int:
-        with no_object_id_recompute():
-            objects = len(message.deflate())
-            if message.has_content():
-                content = message.content
-                if id(content) not in self._contents:
-                    parts = get_all_nested_objects(content).values()
-                    self._contents[id(content)] = (content, sum(len(part.deflate()) for part in parts))
-                objects += self._contents[id(content)][1]
-            tree = get_object_tree(message)
-        bare = message_to_proto(remove_content_from_message(message))
-        return objects + PullMessagesResponse(messages_list=[bare], message_object_trees=[tree]).ByteSize()
+        if not message.has_content():
+            return _measured(message)
+        metadata = metadata_to_proto(message.metadata)
+        lengths = tuple((name, _lengths(record)) for name, record in message.content.items())
+        key = metadata.ByteSize(), len(metadata.message_id), lengths
+        if key not in self._known:
+            if len(self._known) >= REMEMBERED:  # entropy coding makes ever new lengths
+                self._known.clear()
+            self._known[key] = _measured(message)
+        return self._known[key]
+
+
+REMEMBERED = 1000
+
+
+def _lengths(record: ArrayRecord | MetricRecord | ConfigRecord) -> Hashable:
+    """All that a record's serialised size depends on."""
+    if isinstance(record, ArrayRecord):
+        return tuple((name, own.dtype, tuple(own.shape), own.stype, len(own.data)) for name, own in record.items())
+    return len(record.deflate())
+
+
+def _measured(message: Message) -> int:
+    with no_object_id_recompute():
+        parts = get_all_nested_objects(message).values()
+        objects = sum(len(part.deflate()) for part in parts)
+        tree = get_object_tree(message)
+    bare = message_to_proto(remove_content_from_message(message))
+    return objects + PullMessagesResponse(messages_list=[bare], message_object_trees=[tree]).ByteSize()
 
 
 def packed(reply: Message, record: str) -> Array | None:

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import (
     DifferentialPrivacyServerSideFixedClipping,
     FedAdam,
@@ -14,6 +14,8 @@ from flwr.serverapp.strategy import (
     FedTrimmedAvg,
     Krum,
 )
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 import fedpara as fp
@@ -25,7 +27,7 @@ from fedpara.task import build_model, build_task
 from fedpara.wire import ARRAYS, CONFIG, ROUND
 from server.grid import CodedGrid
 from server.messages import Sizes
-from simulations.local import local_grid
+from simulations.local import _identify, local_grid
 from tests.conftest import SMALL, Silent
 from tests.server.test_faults import Tampering, with_state
 
@@ -147,6 +149,33 @@ def test_message_bytes_are_the_serialised_object_tree_and_little_more_than_a_meg
     payload = len(next(iter(record.values())).data)
     size = Sizes().of(Message(content, 2, "train"))
     assert payload < size <= 1.005 * payload
+
+
+@given(
+    st.lists(st.binary(max_size=300), min_size=1, max_size=3),
+    st.dictionaries(
+        st.text(max_size=5), st.one_of(st.integers(-(2**60), 2**60), st.floats(allow_nan=False)), max_size=3
+    ),
+    st.integers(1, 2**62),
+    st.text(max_size=300),
+)
+def test_a_size_follows_from_lengths_alone(blobs, figures, node, text):
+    _identify()
+
+    def message(fill):
+        arrays = {f"a{place}": Array("uint8", (len(blob),), "x", fill(blob)) for place, blob in enumerate(blobs)}
+        records = {ARRAYS: ArrayRecord(arrays), "metrics": MetricRecord(figures), CONFIG: ConfigRecord({"text": text})}
+        found = Message(RecordDict(records), node, "train", group_id="7")
+        found.metadata.__dict__["_message_id"] = "0" * 32
+        return found
+
+    sizes = Sizes()
+    first = sizes.of(message(lambda blob: blob))
+    generator = np.random.default_rng(node % 1000)
+    other = message(lambda blob: generator.bytes(len(blob)))
+    assert sizes.of(other) == first
+    if len({*blobs}) == len(blobs) and all(len(blob) > 8 for blob in blobs):  # none of the chunks are equal
+        assert Sizes().of(other) == first
 
 
 def test_a_broadcast_of_other_arrays_is_refused_before_it_is_sent(grid):
