@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing.connection
-import pickle
 import sys
 import time
 import types
@@ -30,6 +29,8 @@ from fedpara.live import LiveTable
 from fedpara.run import Run
 from fedpara.task import build_task, load_task
 from server.federation import Federation, Observer
+
+from . import lane
 
 RUN_ID, SERVER_NODE = 1, 1
 FAILED = 2  # the code with which Flower marks a ClientApp that raised
@@ -93,7 +94,7 @@ class LocalGrid(Grid):
         """End the worker processes."""
         pool = self.__dict__.pop("_pool", [])
         for worker in pool:  # all at once: leaving torch takes each a while
-            worker.connection.close()
+            worker.hang_up()
         for worker in pool:
             worker.end()
 
@@ -119,7 +120,7 @@ class LocalGrid(Grid):
                 self._waiting.remove(message)
                 context = self._context(message.metadata.dst_node_id)
                 # The copy is what a wire would give: the client may change what it received.
-                self._keep(context.node_id, *call_client(pickle.loads(pickle.dumps(_portable(message))), context))
+                self._keep(context.node_id, *call_client(lane.copied(message), context))
                 return
 
     def _assign(self) -> None:
@@ -154,14 +155,6 @@ def call_client(message: Message, context: Context) -> tuple[Message, RecordDict
     return reply, context.state
 
 
-def _portable(message: Message) -> Message:
-    """The message without the views that Flower keeps on its arrays once they were measured: those do not pickle."""
-    for record in message.content.array_records.values():
-        for array in record.values():
-            array.__dict__.pop("_chunks", None)
-    return message
-
-
 class _Worker:
     """A process that trains one client at a time, started afresh if it dies."""
 
@@ -178,25 +171,34 @@ class _Worker:
         with _without_main():
             self._process.start()
         other.close()
+        memory = lane.shared()
+        self._lane = lane.Lane(self.connection, memory)
+        with suppress(BrokenPipeError, ConnectionResetError):
+            lane.send_handle(self.connection, memory, self._process.pid)
 
     def send(self, message: Message, context: Context) -> None:
         self.job = message
         with suppress(BrokenPipeError, ConnectionResetError):  # a dead process is noticed when its reply is read
-            self.connection.send((_portable(message), context))
+            self._lane.send((message, context))
 
     def receive(self) -> tuple[Message, RecordDict]:
         message, self.job = self.job, None
         assert message is not None
         try:
-            return self.connection.recv()
+            return self._lane.receive()
         except (EOFError, ConnectionResetError):
+            self._lane.close()
             self._process.join(5)
             reason = f"the process that trained this client ended with code {self._process.exitcode}"
             self._start()
             return Message(Error(FAILED, reason), reply_to=message), RecordDict()
 
+    def hang_up(self) -> None:
+        """Close the pipe, whereupon the process ends."""
+        self._lane.close()
+
     def end(self) -> None:
-        """Wait until the process has ended, which it does once the pipe is closed; not for ever."""
+        """Wait until the process has ended; not for ever."""
         self._process.join(0.5)
         if self._process.is_alive():
             self._process.terminate()
@@ -222,12 +224,11 @@ def _work(connection: Connection, preload: str) -> None:
     torch.set_num_threads(1)
     _identify()
     load_task(preload)
-    while True:
-        try:
-            message, context = connection.recv()
-            connection.send(call_client(message, context))
-        except (EOFError, BrokenPipeError, ConnectionResetError, KeyboardInterrupt):
-            return
+    with suppress(EOFError, BrokenPipeError, ConnectionResetError, KeyboardInterrupt):
+        line = lane.Lane(connection, lane.receive_handle(connection))
+        while True:
+            message, context = line.receive()
+            line.send(call_client(message, context))
 
 
 def _identify() -> None:
