@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -72,15 +75,28 @@ def simulate(recipe: str, folder: Path | None, resume: bool, **keys: Any) -> Non
 
     if keys.get("workers") != "1":
         forkserver.start()
-    from . import report
-    from .app import load
+    with _importing():
+        from . import report
+        from .app import load
 
+        local = load("simulations.local")
     overrides = {key: value for key, value in keys.items() if value is not None} | _extra(
         click.get_current_context().args
     )
-    run = load("simulations.local").simulate(recipe, folder=folder, resume=resume, **overrides)
+    run = local.simulate(recipe, folder=folder, resume=resume, **overrides)
     page = report.write(run)
     click.echo(f"report: {page}")
+
+
+@contextmanager
+def _importing() -> Iterator[None]:
+    """Import what is large without looking for garbage in it, now or ever after: a tenth of the time it takes."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def _extra(words: list[str]) -> dict[str, str]:
@@ -355,6 +371,7 @@ def main() -> None:
     logging.basicConfig(format="%(message)s", level=logging.ERROR)  # the live table shows what is dropped
     try:
         cli.main(standalone_mode=False)
+        gc.freeze()  # nothing of this is worth a search for garbage on the way out
     except click.ClickException as error:
         where = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "fedpara"
         click.echo(f"fedpara: {' '.join(error.format_message().split())} (see {where} --help)", err=True)
