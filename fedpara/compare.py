@@ -117,9 +117,10 @@ def targets(entries: Sequence[Entry], grid: Grid | None, target: float | None = 
     fixed = target if target is not None else grid.target if grid else None
     found: dict[int, float | None] = {entry.seed: fixed for entry in entries}
     if fixed is None and grid is not None and grid.baseline is not None:
+        measure = common_measure(entries)
         for entry in entries:
             if entry.method == grid.baseline:
-                found[entry.seed] = _last(entry.run) - entry.run.sign * grid.within
+                found[entry.seed] = _last(entry.run, measure) - entry.run.sign * grid.within
     return found
 
 
@@ -131,11 +132,24 @@ def rows(
     `seconds_on_link` is the time that the slowest client of each round needs to receive and send its payloads, summed
     over the rounds to the target; without one, over all.
     """
-    return [_row(entry, aims[entry.seed], link) for entry in entries]
+    measure = common_measure(entries)
+    return [_row(entry, aims[entry.seed], link, measure) for entry in entries]
 
 
-def _row(entry: Entry, aim: float | None, link: Link) -> dict[str, Any]:
-    measure = entry.run.measure
+def common_measure(entries: Sequence[Entry]) -> str:
+    """What all runs can be judged by: their own measure, or the clients' where some have no one model for the server.
+
+    Raises:
+        ConfigError: there is no such thing.
+    """
+    own = sorted({entry.run.measure for entry in entries})
+    for measure in own:
+        if all(any(row.get(measure) is not None for row in entry.run.rounds) for entry in entries):
+            return measure
+    raise ConfigError(f"these runs have no measure in common: {', '.join(own)}; give each a holdout to be judged on")
+
+
+def _row(entry: Entry, aim: float | None, link: Link, measure: str) -> dict[str, Any]:
     judged = [row for row in entry.run.rounds if row.get(measure) is not None]
     sign = entry.run.sign
     reached = next((row for row in judged if aim is not None and sign * row[measure] >= sign * aim), None)
@@ -170,8 +184,8 @@ def _on_link(sent: Iterable[Row], link: Link) -> float:
     return sum(max(link.seconds(up, down) for up, down in clients.values()) for clients in moved.values())
 
 
-def _last(run: Run) -> float:
-    return float(next(row[run.measure] for row in reversed(run.rounds) if row.get(run.measure) is not None))
+def _last(run: Run, measure: str) -> float:
+    return float(next(row[measure] for row in reversed(run.rounds) if row.get(measure) is not None))
 
 
 # ------------------------------------------------------------------------------------------------------------- shown

@@ -9,6 +9,7 @@ import fedpara as fp
 from fedpara.compare import entries_of, markdown, pareto, read_grid, rows, run_grid, targets, write
 from fedpara.config import read_recipe
 from fedpara.cost import LINKS
+from fedpara.errors import ConfigError
 from tests.conftest import SMALL, Silent
 from tests.fedpara.test_cli import call
 
@@ -147,3 +148,26 @@ def test_a_method_that_sends_nothing_is_a_line_in_the_plots(tmp_path):
     assert [row["bytes_of_all_rounds"] > 0 for row in found] == [False, True]
     page = write(tmp_path / "out", entries, found, None)[-1].read_text()
     assert "nothing is sent" in page
+
+
+def test_personal_and_common_models_are_compared_by_the_measure_that_both_have(tmp_path):
+    held = {"rounds": 2, "holdout": 0.2, "epochs": 1}
+    runs = [
+        fp.simulate(read_recipe(SMALL, {**held, **changes}), folder=tmp_path / name, observer=Silent())
+        for name, changes in {"common": {}, "personal": {"local": ["head"], "parametrization": "none"}}.items()
+    ]
+    assert [run.measure for run in runs] == ["accuracy", "client_accuracy"]
+    found = rows(entries_of(runs), {0: None})
+    assert [row["measure"] for row in found] == ["client_accuracy"] * 2
+    assert [row["last"] for row in found] == [run.rounds[-1]["client_accuracy"] for run in runs]
+    assert rows(entries_of(runs[:1]), {0: None})[0]["measure"] == "accuracy"
+
+
+def test_runs_without_a_common_measure_are_not_compared(tmp_path):
+    changes = {"common": {"holdout": 0.0}, "personal": {"holdout": 0.2, "local": ["head"], "parametrization": "none"}}
+    runs = [
+        fp.simulate(read_recipe(SMALL, {"rounds": 1, "epochs": 1, **own}), folder=tmp_path / name, observer=Silent())
+        for name, own in changes.items()
+    ]
+    with pytest.raises(ConfigError, match="no measure in common: accuracy, client_accuracy"):
+        rows(entries_of(runs), {0: None})
