@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import os
-from functools import lru_cache
+from collections.abc import Sequence
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import torch
@@ -54,6 +55,16 @@ class Runtime:
             narrow._take(narrow_(build_model(self.recipe, self.task), share))
             self._narrowed[share] = narrow
         return self._narrowed[share]
+
+    @cached_property
+    def population(self) -> Sequence[str]:
+        """Who there is in a simulation; a task may take its time to name them all."""
+        return self.task.population(self.recipe.clients)
+
+    @cached_property
+    def places(self) -> dict[str, int]:
+        """Each one's place in it."""
+        return {name: place for place, name in enumerate(self.population)}
 
     @property
     def shares(self) -> list[float]:
@@ -108,9 +119,8 @@ def rank_share(runtime: Runtime, context: Context) -> float:
         return float(given)
     if not shares:  # the population need not be known
         return 1.0
-    population = list(runtime.task.population(runtime.recipe.clients))
-    name = client_name(runtime, context)
-    return runtime.recipe.rank_share(population.index(name)) if name in population else 1.0
+    place = runtime.places.get(client_name(runtime, context))
+    return 1.0 if place is None else runtime.recipe.rank_share(place)
 
 
 def node_value(context: Context, key: str) -> str | float | int | bool | None:
@@ -126,7 +136,7 @@ def client_name(runtime: Runtime, context: Context) -> str:
     if "partition-id" not in context.node_config:
         raise ConfigError('this node has no name: start it with --node-config \'client="name"\' or "partition-id=0"')
     place = int(context.node_config["partition-id"])
-    population = runtime.task.population(runtime.recipe.clients)
+    population = runtime.population
     if not 0 <= place < len(population):
         raise ConfigError(f"partition-id = {place}, but the recipe has clients 0 to {len(population) - 1}")
     return population[place]

@@ -44,7 +44,8 @@ class Roster:
         if self._known is not None:
             self._grid.names = {node: name for name, node in self._known.items()}
             self._grid.shares = {name: self._recipe.rank_share(place) for place, name in enumerate(self._known)}
-            return self._taking_part(self._known)
+            self._known = self._taking_part(self._known)
+            return self._known
         self._ask(self._wait_for(self._recipe.clients))
         for reply in self._grid.replies(list(self._asked.values()), self._wait, as_they_come=True):
             self._enter(reply)
@@ -58,7 +59,7 @@ class Roster:
             FederationError: fewer than a round needs were connected in time.
         """
         if self._known is not None:
-            return self._taking_part(self._known)
+            return self._known
         for reply in self._grid.inner.pull_messages(list(self._asked.values())) if self._asked else []:
             self._enter(reply)
         nodes, least = set(self._grid.get_node_ids()), self._recipe.min_replies

@@ -240,6 +240,7 @@ def _identify() -> None:
 def local_grid(recipe: Recipe, state_dir: Path) -> Iterator[LocalGrid]:
     """A LocalGrid for a recipe; its workers end with the block, and this process computes as before."""
     threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # cores are for the clients; and sums have one order, however many train
     before = (TaskIdentity._run_id, TaskIdentity._node_id, TaskIdentity._task_id)
     _identify()
     device = str(find_device(recipe.device))

@@ -3,7 +3,8 @@
 `whole`: the same network, clients and epochs, in whole commands one after the other, again and again: this framework,
 no framework at all, Flower's own simulation, and pfl-research where --pfl names a Python that has it (`pip install
 torch==2.13.0 pfl` in an environment of its own). `clients`: what a client costs beside its training, by the size of the
-model and of the cohort. `mean`: aggregating 100 updates of ten million parameters. On real CIFAR-10.
+model and of the cohort. `population`: a round of ten clients of a hundred, and of a
+hundred thousand. `mean`: aggregating 100 updates of ten million parameters. On real CIFAR-10.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -167,13 +169,26 @@ def clients(options: argparse.Namespace) -> None:
         memory = torch.randn(size)
         copies = [_timed(memory.clone) for _ in range(20)]
         for cohort in (10, 50, 100):
-            with tempfile.TemporaryDirectory() as name:
-                changes = {"clients": cohort, "cohort": cohort, "workers": options.processes, "rounds": 5, "size": size}
-                recipe = read_recipe(HERE / "idle.toml", {**changes, "task": str(HERE / "idle.py")})
-                run = fp.simulate(recipe, folder=Path(name) / "run", observer=_Silent())
-                later = statistics.median(row["seconds"] for row in run.rounds[1:])
+            rows = _idle(options, clients=cohort, cohort=cohort, rounds=5, size=size)
+            later = statistics.median(row["seconds"] for row in rows[1:])
             cells = f"{1e3 * later / cohort:.2f} | {1e3 * statistics.median(copies):.2f}"
             print(f"| {size:,} | {cohort} | {cells} |", flush=True)
+
+
+def population(options: argparse.Namespace) -> None:
+    """A round of ten clients, by how many there are to draw them from."""
+    print("| population | ms a round |\n| --- | --- |")
+    for size in (100, 100_000):
+        rows = _idle(options, clients=size, cohort=10, rounds=20)
+        print(f"| {size:,} | {1e3 * statistics.median(row['seconds'] for row in rows[1:]):.1f} |", flush=True)
+
+
+def _idle(options: argparse.Namespace, **changes: int) -> list[dict[str, Any]]:
+    """The rounds of a federation whose clients have next to nothing to do."""
+    recipe = read_recipe(HERE / "idle.toml", {**changes, "workers": options.processes, "task": str(HERE / "idle.py")})
+    with tempfile.TemporaryDirectory() as name:
+        run = fp.simulate(recipe, folder=Path(name) / "run", observer=_Silent())
+        return list(run.rounds)
 
 
 def _timed(call) -> float:  # type: ignore[no-untyped-def]
@@ -201,7 +216,7 @@ def mean(options: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parts = {"whole": whole, "clients": clients, "mean": mean}
+    parts = {"whole": whole, "clients": clients, "population": population, "mean": mean}
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("parts", nargs="*", choices=[*parts, []], help="all when none is named")
     parser.add_argument("--processes", type=int, default=2)
