@@ -207,8 +207,17 @@ def read_recipe(source: str | Path | Mapping[str, Any], overrides: Mapping[str, 
 
 
 def task_table(task_name: str) -> str:
-    """Name of the recipe's table that holds the task's options: the task's name, or its file's stem."""
-    return Path(task_name).stem.replace("-", "_") if task_name.endswith(".py") else task_name.replace("-", "_")
+    """Name of the recipe's table that holds the task's options: the task's name, or its file's stem.
+
+    Raises:
+        ConfigError: the recipe has a key of that name.
+    """
+    name = (Path(task_name).stem if task_name.endswith(".py") else task_name).replace("-", "_")
+    if name in Recipe.__dataclass_fields__:
+        raise ConfigError(
+            f"task = '{task_name}': its options would stand under '{name}', a key of every recipe: rename it"
+        )
+    return name
 
 
 def load_toml(path: Path) -> dict[str, Any]:

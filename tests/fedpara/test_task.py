@@ -112,3 +112,12 @@ def test_a_parametrization_without_a_rank_is_refused():
     recipe = read_recipe({"parametrization": "fedpara"})
     with pytest.raises(fp.ConfigError, match="gamma or ratio"):
         build_model(recipe, build_task(recipe))
+
+
+def test_a_task_file_named_as_a_key_of_the_recipe_is_refused(tmp_path):
+    file = tmp_path / "task.py"
+    file.write_text(
+        "import fedpara as fp\n@fp.register_task('so-called')\nclass Of(fp.Task):\n    model = loss = None\n"
+    )
+    with pytest.raises(fp.ConfigError, match=r"task\.py.*'task', a key of every recipe: rename it"):
+        read_recipe({"task": str(file)})
