@@ -28,7 +28,7 @@ class Runtime:
 
     def __init__(self, settings: str, data_dir: str, device: str, threads: int, gpu_memory: float = 0) -> None:
         self.recipe = parse_settings(settings)
-        torch.set_num_threads(threads or self.recipe.threads)
+        self.threads = threads or self.recipe.threads
         self.device = find_device(device)
         cap_memory(self.device, gpu_memory)
         self.task = build_task(self.recipe, data_dir=data_dir)
@@ -104,6 +104,7 @@ def runtime_for(settings: str, context: Context) -> Runtime:
     device = str(node_value(context, "device") or "cpu")
     data_dir, threads = str(node_value(context, "data-dir") or ""), int(node_value(context, "threads") or 0)
     whole = _runtime(settings, data_dir, device, threads, float(node_value(context, "gpu-memory") or 0))
+    torch.set_num_threads(whole.threads)
     return whole.narrowed(rank_share(whole, context))
 
 

@@ -14,7 +14,10 @@ from fedpara.checkpoint import save_tensors
 
 
 class ClientState:
-    """Local tensors by round. Two rounds are kept, so that a server that resumes finds the state it last saw."""
+    """Local tensors by round. Three are kept, so that a server that resumes finds the state it last saw.
+
+    It may have begun a round after the one that it resumes from, and may have lost the checkpoint of that one too.
+    """
 
     def __init__(self, folder: Path, client: str) -> None:
         # The digest keeps apart names that would become one file name.
@@ -46,5 +49,5 @@ class ClientState:
     def save(self, round: int, tensors: Mapping[str, Tensor]) -> None:
         """Keep what the client holds after this round."""
         save_tensors(self._folder / f"round-{round:06d}.safetensors", tensors)
-        for old in list(self._files().values())[:-2]:
+        for old in list(self._files().values())[:-3]:
             old.unlink(missing_ok=True)

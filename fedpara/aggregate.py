@@ -127,8 +127,8 @@ def _check_tensor(name: str, given: object, expected: Tensor) -> None:
 def squared_distance(state: State, other: State | None = None) -> float:
     """Σ (a − b)² over the floating tensors of ``state``; b is zero where there is no other.
 
-    In one pass over float32, which takes a quarter of what a temporary difference in float64 does; sums of a million
-    are added up in float64, so that five digits hold. Differences above 10¹⁹ make it infinite.
+    In float32, by pieces of a million that are added up in float64, so that four digits hold: it decides what is near
+    and what stands out. Differences above 10¹⁹ make it infinite.
     """
     total = 0.0
     for name, tensor in state.items():

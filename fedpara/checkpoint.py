@@ -55,12 +55,12 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
 def load(folder: Path) -> Checkpoint | None:
     """The last complete checkpoint, or None where no round was finished.
 
-    Where it is damaged, the one before, and a warning.
+    Where it is damaged, the one before, and a line in the log.
 
     Raises:
         CheckpointError: the files are there but damaged.
     """
-    if not (folder / _LATEST).is_file():
+    if not any((folder / name).is_file() for name in (_LATEST, _BEFORE)):
         return None
     try:
         return _load(folder, _LATEST)
@@ -70,7 +70,7 @@ def load(folder: Path) -> Checkpoint | None:
         found = _load(folder, _BEFORE)
     except _DAMAGED:
         raise CheckpointError(f"cannot read the checkpoint in {folder} ({trouble}): {_REMEDY}") from None
-    log.warning("the last checkpoint in %s is damaged (%s): going on after round %d", folder, trouble, found.round)
+    log.error("the last checkpoint in %s is damaged (%s): going on after round %d", folder, trouble, found.round)
     return found
 
 

@@ -28,8 +28,7 @@ Examples:
 @click.version_option(package_name="fedpara", message="%(prog)s %(version)s")
 def cli() -> None:
     """Federated learning for a hundredth of the bytes, every byte counted."""
-    # Threads that spin while they wait take a busy machine's cores from those that compute: five times as slow beside
-    # another run. Read once, when torch is loaded.
+    # Threads that spin while they wait take a busy machine's cores from those that compute. Read when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
@@ -72,8 +71,10 @@ def simulate(recipe: str, folder: Path | None, resume: bool, **keys: Any) -> Non
     as an option; a task's own keys too (--alpha 0.1 or --classification.alpha 0.1).
     """
     from . import forkserver
+    from .app import find_recipe
 
-    if keys.get("workers") != "1":
+    find_recipe(recipe)  # before anything is started for it
+    if keys.get("workers") != "1" and not str(keys.get("device")).startswith("cuda"):
         forkserver.start()
     with _importing():
         from . import report
@@ -90,7 +91,7 @@ def simulate(recipe: str, folder: Path | None, resume: bool, **keys: Any) -> Non
 
 @contextmanager
 def _importing() -> Iterator[None]:
-    """Import what is large without looking for garbage in it, now or ever after: a tenth of the time it takes."""
+    """Import what is large without looking for garbage in it, now or ever after."""
     gc.disable()
     try:
         yield

@@ -33,7 +33,8 @@ def cap_memory(device: torch.device, gib: float) -> None:
     """Let this process take at most so many GiB of a GPU; 0: all. Beyond, it is out of memory as on a smaller card."""
     if device.type == "cuda" and gib:
         total = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, gib * 2**30 / total), device)
+        index = torch.cuda.current_device() if device.index is None else device.index
+        torch.cuda.set_per_process_memory_fraction(min(1.0, gib * 2**30 / total), index)
 
 
 def _available() -> str:

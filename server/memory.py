@@ -28,6 +28,7 @@ class ClientMemory:
         self.folder = folder
         self._keys: dict[str, str] = {}  # client -> fingerprint
         self._states: dict[str, State] = {}  # fingerprint -> model, of those in memory
+        self._before: set[str] = set()  # fingerprints of the checkpoint before, which may be gone back to
 
     def hold(self, client: str, state: State) -> None:
         """The client has proved that it holds this model."""
@@ -69,7 +70,8 @@ class ClientMemory:
 
     def prune(self) -> None:
         """Once the checkpoint stands: drop what no client holds, and from memory what is on disk."""
-        needed = set(self._keys.values())
+        current = set(self._keys.values())
+        needed, self._before = current | self._before, current
         if self.folder is None:
             self._states = {key: state for key, state in self._states.items() if key in needed}
             return
@@ -81,6 +83,7 @@ class ClientMemory:
     def load(self, keys: Mapping[str, str]) -> None:
         """Go on from what `save` returned."""
         self._keys = dict(keys)
+        self._before = set(keys.values())
 
     def _file(self, key: str) -> Path:
         assert self.folder is not None

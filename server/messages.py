@@ -6,7 +6,9 @@ import math
 from collections.abc import Hashable
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app.message.arraychunk import ArrayChunk
 from flwr.app.message.message import remove_content_from_message
+from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE
 from flwr.common.serde import message_to_proto, metadata_to_proto
 from flwr.proto.fleet_pb2 import PullMessagesResponse
 from flwr.supercore.inflatable.inflatable_object import (
@@ -23,8 +25,8 @@ class Sizes:
     """Bytes of a message as Flower sends it: its serialised objects, and the answer that announces them to a node.
 
     Objects are named by hashes of one length, so that a message's size follows from the lengths of what is in it: one
-    with the lengths of an earlier one is neither serialised nor hashed. (Chunks of an array that are equal travel once;
-    that is seen where such a message is the first of its lengths.)
+    with the lengths of an earlier one is neither serialised nor hashed. (Chunks of arrays that are equal travel once; a
+    message with such chunks is not taken for the measure of others.)
     """
 
     def __init__(self) -> None:
@@ -32,15 +34,18 @@ class Sizes:
 
     def of(self, message: Message) -> int:
         if not message.has_content():
-            return _measured(message)
+            return _measured(message)[0]
         metadata = metadata_to_proto(message.metadata)
         lengths = tuple((name, _lengths(record)) for name, record in message.content.items())
         key = metadata.ByteSize(), len(metadata.message_id), lengths
-        if key not in self._known:
+        if key in self._known:
+            return self._known[key]
+        size, chunks = _measured(message)
+        if chunks == sum(_chunks(record) for record in message.content.array_records.values()):
             if len(self._known) >= REMEMBERED:  # entropy coding makes ever new lengths
                 self._known.clear()
-            self._known[key] = _measured(message)
-        return self._known[key]
+            self._known[key] = size
+        return size
 
 
 REMEMBERED = 1000
@@ -53,13 +58,20 @@ def _lengths(record: ArrayRecord | MetricRecord | ConfigRecord) -> Hashable:
     return len(record.deflate())
 
 
-def _measured(message: Message) -> int:
+def _chunks(record: ArrayRecord) -> int:
+    """How many chunks its arrays travel in, where no two are equal."""
+    return sum(-(-len(array.data) // FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE) for array in record.values())
+
+
+def _measured(message: Message) -> tuple[int, int]:
+    """Bytes, and chunks of arrays."""
     with no_object_id_recompute():
         parts = get_all_nested_objects(message).values()
         objects = sum(len(part.deflate()) for part in parts)
+        chunks = sum(isinstance(part, ArrayChunk) for part in parts)
         tree = get_object_tree(message)
     bare = message_to_proto(remove_content_from_message(message))
-    return objects + PullMessagesResponse(messages_list=[bare], message_object_trees=[tree]).ByteSize()
+    return objects + PullMessagesResponse(messages_list=[bare], message_object_trees=[tree]).ByteSize(), chunks
 
 
 def packed(reply: Message, record: str) -> Array | None:

@@ -34,6 +34,7 @@ class Roster:
         self._asked: dict[int, str] = {}  # node -> message, of those that have not answered
         # The in-process runtime knows its clients, and they are always there.
         self._known: dict[str, int] | None = getattr(grid.inner, "clients", None)
+        self._here: dict[str, int] = {}
 
     def call(self) -> dict[str, int]:
         """Ask everybody, wait for the answers: names and nodes, in an order that depends on the names alone.
@@ -44,8 +45,8 @@ class Roster:
         if self._known is not None:
             self._grid.names = {node: name for name, node in self._known.items()}
             self._grid.shares = {name: self._recipe.rank_share(place) for place, name in enumerate(self._known)}
-            self._known = self._taking_part(self._known)
-            return self._known
+            self._here = {name: node for name, node in self._known.items() if self._grid.shares[name]}
+            return self._here
         self._ask(self._wait_for(self._recipe.clients))
         for reply in self._grid.replies(list(self._asked.values()), self._wait, as_they_come=True):
             self._enter(reply)
@@ -59,7 +60,7 @@ class Roster:
             FederationError: fewer than a round needs were connected in time.
         """
         if self._known is not None:
-            return self._known
+            return self._here
         for reply in self._grid.inner.pull_messages(list(self._asked.values())) if self._asked else []:
             self._enter(reply)
         nodes, least = set(self._grid.get_node_ids()), self._recipe.min_replies
@@ -77,8 +78,7 @@ class Roster:
             raise FederationError(f"{there}, a round needs {least}: start the others, then resume")
 
     def _taking_part(self, found: dict[str, int]) -> dict[str, int]:
-        names = found if found is self._known else sorted(found)
-        return {name: found[name] for name in names if self._grid.shares.get(name, 1.0)}
+        return {name: found[name] for name in sorted(found) if self._grid.shares.get(name, 1.0)}
 
     def _ask(self, nodes: Iterable[int]) -> None:
         content = RecordDict({CONFIG: ConfigRecord({ROUND: 0})})

@@ -119,8 +119,10 @@ class LocalGrid(Grid):
             if message.metadata.message_id in wanted:
                 self._waiting.remove(message)
                 context = self._context(message.metadata.dst_node_id)
+                threads = torch.get_num_threads()
                 # The copy is what a wire would give: the client may change what it received.
                 self._keep(context.node_id, *call_client(lane.copied(message), context))
+                torch.set_num_threads(threads)  # the client has set its own
                 return
 
     def _assign(self) -> None:
@@ -186,7 +188,7 @@ class _Worker:
         assert message is not None
         try:
             return self._lane.receive()
-        except (EOFError, ConnectionResetError):
+        except (EOFError, OSError):
             self._lane.close()
             self._process.join(5)
             reason = f"the process that trained this client ended with code {self._process.exitcode}"
@@ -240,23 +242,27 @@ def _identify() -> None:
 def local_grid(recipe: Recipe, state_dir: Path) -> Iterator[LocalGrid]:
     """A LocalGrid for a recipe; its workers end with the block, and this process computes as before."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # cores are for the clients; and sums have one order, however many train
     before = (TaskIdentity._run_id, TaskIdentity._node_id, TaskIdentity._task_id)
-    _identify()
-    device = str(find_device(recipe.device))
-    node_config: dict[str, str | int] = {
-        "data-dir": recipe.data_dir,
-        "device": device,
-        "state-dir": str(state_dir),
-        "threads": recipe.threads,
-    }
-    grid = LocalGrid([], node_config, count_workers(recipe, device), recipe.task)
+    grid = None
     try:
+        torch.set_num_threads(1)  # cores are for the clients; and sums have one order, however many train
+        _identify()
+        device = str(find_device(recipe.device))
+        workers = count_workers(recipe, device)
+        if workers > 1:
+            forkserver.start()  # it imports while this process reads its data
+        node_config: dict[str, str | int] = {
+            "data-dir": recipe.data_dir,
+            "device": device,
+            "state-dir": str(state_dir),
+            "threads": recipe.threads,
+        }
         population = build_task(recipe).population(recipe.clients)
-        grid.clients = {name: place + SERVER_NODE + 1 for place, name in enumerate(population)}
+        grid = LocalGrid(population, node_config, workers, recipe.task)
         yield grid
     finally:
-        grid.close()
+        if grid is not None:
+            grid.close()
         torch.set_num_threads(threads)
         TaskIdentity._run_id, TaskIdentity._node_id, TaskIdentity._task_id = before
 

@@ -11,9 +11,11 @@ import argparse
 import contextlib
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -23,8 +25,10 @@ from typing import Any
 
 import fedpara as fp
 from fedpara.config import read_recipe
+from fedpara.deploy.plan import ServerFacts, read_facts
+from fedpara.deploy.run import SuperLink
 
-from .loopback import Loopback
+from .loopback import Loopback, free_port
 from .wire import Wire
 
 DEADLINE = 30.0  # seconds that a round waits for replies
@@ -204,8 +208,6 @@ def full(of_server: bool) -> Act:
     @contextlib.contextmanager
     def act(campaign: Campaign) -> Iterator[None]:
         disk = campaign.loop.server / "run" if of_server else campaign.loop.client(campaign.victim) / "state"
-        if disk not in campaign.mounted:
-            raise SystemExit("this fault needs the right to mount a small tmpfs: leave it out with --only, or be root")
         weight = disk / "weight"
         with contextlib.suppress(OSError), weight.open("wb", buffering=0) as file:
             while True:
@@ -219,9 +221,8 @@ def full(of_server: bool) -> Act:
 @contextlib.contextmanager
 def damaged(campaign: Campaign) -> Iterator[None]:
     """The newest checkpoint is cut off, and the ServerApp killed, as by a power cut on a disk that lies."""
-    newest = max((campaign.loop.server / "run" / "checkpoint").glob("round-*.safetensors"))
     campaign.loop.wait(lambda: campaign.loop.kill("server", "flwr-serverapp") > 0, 60, "the ServerApp to kill")
-    newest = max(newest.parent.glob("round-*.safetensors"))
+    newest = max((campaign.loop.server / "run" / "checkpoint").glob("round-*.safetensors"))
     newest.write_bytes(newest.read_bytes()[:-100])
     yield
 
@@ -283,6 +284,9 @@ def inject(campaign: Campaign, fault: Fault) -> dict[str, Any]:
 def strangers(campaign: Campaign) -> list[dict[str, Any]]:
     """Who must not get in: without a key, with another's authority. Nothing of it may reach the training."""
     loop = campaign.loop
+    facts = read_facts(loop.server)
+    assert isinstance(facts, ServerFacts)
+    link = SuperLink(loop.server, facts, 10)
     found = []
     for what, change in {
         "a key that nobody registered": _new_key,
@@ -291,11 +295,13 @@ def strangers(campaign: Campaign) -> list[dict[str, Any]]:
         folder = loop.out / "client-stranger"
         shutil.copytree(loop.client(loop.names[0]), folder, ignore=shutil.ignore_patterns("state", "work", "flwr"))
         change(folder)
+        file = folder / "deploy.toml"  # a port of its own, or it ends before it has tried
+        file.write_text(re.sub(r"^node-port = \d+", f"node-port = {free_port()}", file.read_text(), flags=re.M))
         shown = loop.fedpara("deploy", "check", str(folder), code=1)
-        nodes = len(loop.rows()[-1]["cohort"])
         loop.start("stranger", "start", str(folder))
         time.sleep(20)
-        got_in = "Node ID" in loop.log("stranger") or nodes != len(loop.names)
+        online = [node for node in link.nodes() if node.get("status") == "online"]
+        got_in = len(online) > len(loop.names)
         loop.stop("stranger")
         shutil.rmtree(folder)
         reason = next(text for text in shown.splitlines() if text.startswith("FAIL"))
@@ -329,6 +335,9 @@ def main() -> None:
         campaign = Campaign(folder, rounds, options.seed)
         print("| fault | client | seconds | rounds not whole | resumed | what the server said |", flush=True)
         print("| --- | --- | --- | --- | --- | --- |", flush=True)
+        if len(campaign.mounted) < len(campaign.disks):
+            print("small disks may not be mounted here: faults of full disks are left out", file=sys.stderr)
+            chosen = [fault for fault in chosen if "disk is full" not in fault.name]
         try:
             campaign.start()
             campaign.loop.wait_for_round(1, 240)

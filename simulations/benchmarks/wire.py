@@ -24,6 +24,7 @@ class Wire:
         self._target = target
         self.rate, self.held, self.refused = 0.0, False, False
         self.up = self.down = 0
+        self._counting = threading.Lock()
         self._cut_after: int | None = None
         self._open: set[socket.socket] = set()
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -65,7 +66,8 @@ class Wire:
                     time.sleep(0.05)
                 if self.rate:
                     time.sleep(len(data) / self.rate)
-                setattr(self, way, getattr(self, way) + len(data))
+                with self._counting:
+                    setattr(self, way, getattr(self, way) + len(data))
                 if self._cut_after is not None and self.up >= self._cut_after:
                     self._cut_after = None
                     self.cut()

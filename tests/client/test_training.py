@@ -135,10 +135,13 @@ def test_a_process_takes_no_more_of_a_gpu_than_it_may(monkeypatch):
     asked = []
     properties = SimpleNamespace(total_memory=8 * 2**30)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
-    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share, device: asked.append(share))
-    for device, gib in (("cuda:0", 2.0), ("cuda:0", 0.0), ("cuda:0", 100.0), ("cpu", 2.0)):
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(
+        torch.cuda, "set_per_process_memory_fraction", lambda share, device: asked.append((share, device))
+    )
+    for device, gib in (("cuda:0", 2.0), ("cuda:0", 0.0), ("cuda", 100.0), ("cpu", 2.0)):
         cap_memory(torch.device(device), gib)
-    assert asked == [0.25, 1.0]
+    assert asked == [(0.25, 0), (1.0, 3)]  # torch takes no device without an index
 
 
 def test_common_columns_are_trained_as_the_narrow_model_and_further_ones_as_the_wide():

@@ -87,14 +87,39 @@ def test_where_the_last_checkpoint_is_damaged_the_one_before_is_taken_with_a_war
     assert float(load(tmp_path).model["w"][0, 0]) == 4.0
 
 
-def test_a_run_whose_last_checkpoint_is_damaged_does_the_round_again_to_the_same_bits(tmp_path):
-    recipe = read_recipe(SMALL, {"rounds": 3})
+class Copying(Silent):
+    """Keeps what the server had on its disk after a round."""
+
+    def __init__(self, run, round):
+        super().__init__()
+        self.run, self.round = run, round
+
+    def finished_round(self, row):
+        if row["round"] == self.round:
+            for part in ("checkpoint", "held"):
+                shutil.copytree(self.run / part, self.run.parent / part)
+
+
+def test_a_server_that_lost_its_last_checkpoint_in_the_next_round_goes_back_to_the_same_bits(tmp_path):
+    changes = {"rounds": 4, "local": ["head"], "uplink": "int4+entropy+feedback", "downlink": "int4+entropy"}
+    recipe, folder = read_recipe(SMALL, changes), tmp_path / "run"
     expected = fp.simulate(recipe, folder=tmp_path / "alone", observer=Silent())
-    fp.simulate(read_recipe(SMALL, {"rounds": 2}), folder=tmp_path / "run", observer=Silent())
-    damage_newest(tmp_path / "run" / "checkpoint", "truncate")
-    run = fp.simulate(recipe, folder=tmp_path / "run", resume=True, observer=Silent())
-    assert [row["round"] for row in run.rounds] == [1, 2, 3]
-    assert (run.folder / "model.safetensors").read_bytes() == (expected.folder / "model.safetensors").read_bytes()
+    fp.simulate(read_recipe(SMALL, {**changes, "rounds": 3}), folder=folder, observer=Copying(folder, 2))
+    for part in ("checkpoint", "held"):  # clients have trained in round 3 already
+        shutil.rmtree(folder / part)
+        shutil.move(tmp_path / part, folder / part)
+    damage_newest(folder / "checkpoint", "truncate")
+    run = fp.simulate(recipe, folder=folder, resume=True, observer=Silent())
+    assert [row["round"] for row in run.rounds] == [1, 2, 3, 4]
+    assert run.ledger.to_rows() == expected.ledger.to_rows()
+    assert (folder / "model.safetensors").read_bytes() == (expected.folder / "model.safetensors").read_bytes()
+
+
+def test_without_its_index_a_checkpoint_is_that_before(tmp_path):
+    for round in (1, 2):
+        save(tmp_path, checkpoint(round))
+    (tmp_path / "latest.json").unlink()
+    assert load(tmp_path).round == 1
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path):

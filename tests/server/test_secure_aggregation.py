@@ -99,7 +99,8 @@ def test_the_server_learns_the_mean_and_nobodys_own_factors(tmp_path, monkeypatc
         np.testing.assert_allclose(array, expected, atol=len(own) * 2 * CLIP / LEVELS * 1000 / total)
     check_masked([entry["masked_params"] for entry in grid.seen if "masked_params" in entry], len(own))
     assert grid.ledger.by("direction")["up"] == 0  # masked numbers are no payload of a codec: all of it is message
-    assert grid.ledger.total(unit="message") > 4 * sum(array.nbytes for array in start)
+    numbers = sum(array.size for array in start)
+    assert grid.ledger.total(direction="up", unit="message") > 8 * numbers * len(own)  # eight bytes each
 
 
 def check_masked(replies, clients):
