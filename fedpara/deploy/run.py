@@ -157,10 +157,13 @@ class SuperLink:
         return str(number)
 
     def _app(self) -> Path:
-        """What travels to the nodes: the library and the app side by side, in whatever way they are installed."""
+        """What travels to the nodes: the library and the app side by side, in whatever way they are installed.
+
+        Without what a node never runs: it is sent to each of them.
+        """
         target = self.folder / "work" / "app"
         shutil.rmtree(target, ignore_errors=True)
-        skip = shutil.ignore_patterns("__pycache__", "_app", "*.pyc")
+        skip = shutil.ignore_patterns("__pycache__", "_app", "*.pyc", "benchmarks", "paper")
         shutil.copytree(Path(apps.__file__).parent, target / "fedpara", ignore=skip)
         for part in apps.PARTS:
             shutil.copytree(apps.root() / part, target / part, ignore=skip)

@@ -14,7 +14,7 @@ LARGE = {
     "uplink": "fp32",
     "downlink": "fp32",
     "first-broadcast": "weights",
-    "rounds": 4,
+    "rounds": 6,
     "epochs": 1,
 }
 
@@ -28,6 +28,6 @@ def test_nearly_all_of_what_passes_the_line_is_payload(deploy):
     run = fp.Run(deployment.server / "run")
     wire.close()
     payload = run.ledger.by("direction")
-    assert payload["up"] == payload["down"] > 4 * 5_000_000
+    assert payload["up"] == payload["down"] > 6 * 5_000_000
     assert 0.98 <= (payload["up"] + payload["down"]) / (wire.up + wire.down) < 1
     assert run.ledger.total(unit="message") <= wire.up + wire.down
