@@ -283,6 +283,40 @@ def export(run: Path, output: Path) -> None:
     click.echo(f"{output}: {output.stat().st_size:,} bytes, outputs {checked}")
 
 
+EPILOG_APPLY = """\b
+Examples:
+  fedpara apply runs/digits-20260101-120000 scan.png
+  fedpara apply runs/digits-20260101-120000 scans/ classes.csv --top 3"""
+
+
+@cli.command(epilog=EPILOG_APPLY, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("files", nargs=-1, metavar="[INPUT] [OUTPUT]")
+def apply(run: Path, files: tuple[str, ...]) -> None:
+    """Use a run's trained model on INPUT, a file or folder of your own, and write OUTPUT.
+
+    What INPUT is and which further options there are depends on the run's task: fedpara apply RUN lists them.
+    """
+    from .config import build, described
+    from .run import Run
+    from .task import build_task
+
+    words = [*files, *click.get_current_context().args]
+    split = next((place for place, word in enumerate(words) if word.startswith("--")), len(words))
+    paths, given = [Path(word) for word in words[:split]], _extra(words[split:])
+    if len(paths) > 2:
+        raise click.UsageError(f"one input and one output, given {', '.join(map(str, paths))}")
+    found = Run(run)
+    task = build_task(found.recipe)
+    if not paths and not given:
+        click.echo(f"{found.recipe.task}: {(type(task).apply.__doc__ or '').strip()}\n\n{described(task.Apply)}")
+        return
+    options = build(task.Apply, given, "--")
+    source, output = [*paths, None, None][:2]
+    for line in task.apply(found.model(), source, output, options):
+        click.echo(line)
+
+
 @cli.group()
 def deploy() -> None:
     """A server and clients on machines of their own, over TLS and with a key for each."""

@@ -258,6 +258,14 @@ def build(cls: type[T], table: Mapping[str, Any], path: str, extra: Iterable[str
     return cls(**values)
 
 
+def described(cls: type[Any]) -> str:
+    """The settings of a dataclass as options of the command line, a line each."""
+    settings = [f for f in dataclasses.fields(cls) if "help" in f.metadata]
+    rows = [(f"--{f.name.replace('_', '-')}", f.metadata["help"], f.default) for f in settings]
+    width = max((len(flag) for flag, _, _ in rows), default=0)
+    return "\n".join(f"  {flag:{width}}  {text} [default: {default}]" for flag, text, default in rows)
+
+
 def _value(hint: Any, value: Any, path: str, limits: Mapping[str, Any]) -> Any:
     """The value, converted where that loses nothing, or ConfigError."""
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import html
 import io
 import tempfile
@@ -15,6 +16,8 @@ from .run import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from .task import Exhibit
 
 _STYLE = """
 :root { color-scheme: light dark; }
@@ -33,7 +36,16 @@ pre { overflow-x: auto; background: #8881; padding: 1rem; border-radius: 6px; }
 
 def write(run: Run) -> Path:
     """Write ``report.html`` into the run's folder; its path."""
-    sections = [_headline(run), _curves(run), _ledger(run), _holdings(run), _sizes(run), _dropped(run), _recipe(run)]
+    sections = [
+        _headline(run),
+        _curves(run),
+        _exhibits(run),
+        _ledger(run),
+        _holdings(run),
+        _sizes(run),
+        _dropped(run),
+        _recipe(run),
+    ]
     file = run.folder / "report.html"
     replace_file(file, page(run.recipe.name, "".join(sections)).encode())
     return file
@@ -121,6 +133,36 @@ def _holdings(run: Run) -> str:
         holdings.plot(Path(folder) / "holdings.svg")
         picture = _inline((Path(folder) / "holdings.svg").read_text(encoding="utf-8"), "who holds what")
     return f"<h2>Who holds what</h2>{picture}<div class='wide'><pre>{html.escape(holdings.table())}</pre></div>"
+
+
+def _exhibits(run: Run) -> str:
+    """What the task itself shows of the trained network."""
+    from .errors import FedparaError
+    from .task import Task, build_task
+
+    if not run.summary:
+        return ""
+    try:
+        task = build_task(run.recipe)
+        if type(task).exhibits is Task.exhibits:
+            return ""
+        with tempfile.TemporaryDirectory() as folder:
+            shown = task.exhibits(run.model(), Path(folder))
+            return "<h2>What it does</h2>" + "".join(map(_exhibit, shown))
+    except FedparaError as error:  # the data may be gone since
+        return f"<h2>What it does</h2><p>{html.escape(str(error))}</p>"
+
+
+def _exhibit(shown: Exhibit) -> str:
+    table = f"<div class='wide'><pre>{html.escape(shown.table)}</pre></div>" if shown.table else ""
+    if shown.picture is None:
+        return f"<h3>{html.escape(shown.caption)}</h3>{table}"
+    if shown.picture.suffix == ".svg":
+        return _inline(shown.picture.read_text(encoding="utf-8"), shown.caption) + table
+    data = base64.b64encode(shown.picture.read_bytes()).decode()
+    caption = html.escape(shown.caption)
+    picture = f"<img alt='{caption}' src='data:image/png;base64,{data}'>"
+    return f"<figure>{picture}<figcaption>{caption}</figcaption></figure>{table}"
 
 
 def _sizes(run: Run) -> str:

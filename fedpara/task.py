@@ -74,6 +74,15 @@ class Metrics:
 
 
 @dataclass(frozen=True)
+class Exhibit:
+    """A picture (SVG or PNG), a table of text, or both, that a task shows of a trained network in the report."""
+
+    caption: str
+    picture: Path | None = None
+    table: str = ""
+
+
+@dataclass(frozen=True)
 class NoOptions:
     """A task without options of its own."""
 
@@ -86,6 +95,7 @@ class Task(ABC):
     """
 
     Options: ClassVar[type[Any]] = NoOptions
+    Apply: ClassVar[type[Any]] = NoOptions  # a dataclass: what ``fedpara apply`` takes besides its input and output
     measure: ClassVar[str] = "accuracy"  # the metric in the live table and in "bytes to target"
     higher_is_better: ClassVar[bool] = True
 
@@ -147,6 +157,20 @@ class Task(ABC):
     def holdings(self, clients: int) -> Any | None:
         """Who holds what, if the task can tell: an object with ``table()`` and ``plot(path)``."""
         return None
+
+    def exhibits(self, model: nn.Module, folder: Path) -> Sequence[Exhibit]:
+        """What the report shows of a trained network (plain layers); pictures are written into ``folder``."""
+        return ()
+
+    def apply(self, model: nn.Module, source: Path | None, output: Path | None, options: Any) -> Sequence[str]:
+        """Use a trained network (plain layers, evaluation mode) on a user's own file or folder; lines to show.
+
+        ``options`` is an :attr:`Apply`. What is written goes to ``output``.
+
+        Raises:
+            DataError: the input is missing or is not what the task takes; what to do about it.
+        """
+        raise ConfigError("this task has nothing to apply: its class defines no apply()")
 
 
 _TASKS: dict[str, type[Task]] = {}

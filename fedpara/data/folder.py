@@ -93,10 +93,10 @@ def _is_grey(path: Path) -> bool:
 
 
 def _read_all(paths: Sequence[Path], channels: int, size: tuple[int, int] | None) -> Tensor:
-    first = _read(paths[0], channels, size)
+    first = read_image(paths[0], channels, size)
     images = torch.empty((len(paths), *first.shape), dtype=torch.uint8)
     for i, path in enumerate(paths):
-        image = _read(path, channels, size)
+        image = read_image(path, channels, size)
         if image.shape != first.shape:
             have, want = (f"{shape[2]}x{shape[1]}" for shape in (image.shape, first.shape))
             raise DataError(f"{path} is {have} pixels, {paths[0]} is {want}. Set image_size to bring all to one size")
@@ -104,8 +104,24 @@ def _read_all(paths: Sequence[Path], channels: int, size: tuple[int, int] | None
     return images
 
 
-def _read(path: Path, channels: int, size: tuple[int, int] | None) -> Tensor:
-    """One image as uint8 (channels, H, W)."""
+def image_files(source: Path) -> list[Path]:
+    """The image at this path, or all images directly in this folder, by name. Raises DataError where there is none."""
+    if source.is_file():
+        return [source]
+    if not source.is_dir():
+        raise DataError(f"nothing is at {source}: give an image or a folder of images")
+    found = sorted(path for path in source.iterdir() if path.suffix.lower() in _SUFFIXES and path.name[0] != ".")
+    if not found:
+        raise DataError(f"{source} holds no images ({', '.join(sorted(_SUFFIXES))})")
+    return found
+
+
+def read_image(path: Path, channels: int, size: tuple[int, int] | None = None) -> Tensor:
+    """One image, turned as its EXIF says, as uint8 (channels, H, W); its middle scaled to size (H, W).
+
+    Raises:
+        DataError: the file is no image that can be read.
+    """
     from PIL import Image, ImageOps
 
     try:
@@ -115,7 +131,7 @@ def _read(path: Path, channels: int, size: tuple[int, int] | None) -> Tensor:
                 image = Image.fromarray((np.asarray(image).clip(0, 65535) // 256).astype(np.uint8))
             image = image.convert("L" if channels == 1 else "RGB")
             if size is not None:
-                image = ImageOps.fit(image, size, Image.Resampling.BILINEAR)
+                image = ImageOps.fit(image, size[::-1], Image.Resampling.BILINEAR)
             pixels = np.array(image, np.uint8)
     except Exception as error:  # as above
         raise _unreadable(path, error) from error

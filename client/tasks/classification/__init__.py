@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
@@ -11,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedpara.checkpoint import replace_file
 from fedpara.config import setting
 from fedpara.data import (
     IID,
@@ -29,6 +32,8 @@ from fedpara.data import (
     partition,
     split_holdout,
 )
+from fedpara.data.folder import image_files, read_image
+from fedpara.errors import DataError
 from fedpara.models import build_model
 from fedpara.seeds import generator_for
 from fedpara.task import Batch, ClientData, Examples, Metrics, Task, TensorExamples, register_task
@@ -80,6 +85,13 @@ class Options:
 
 
 @dataclass(frozen=True)
+class Apply:
+    """What fedpara apply takes besides an image or a folder of images, and the CSV file that it writes."""
+
+    top: int = setting(1, "classes named for each image, the likeliest first", low=1)
+
+
+@dataclass(frozen=True)
 class PartlyLabelled:
     """A client's examples, of which it knows some labels: a batch joins labelled ones with any."""
 
@@ -105,6 +117,7 @@ class Classification(Task):
     """Image classification on the client's own images and synthetic variations of them."""
 
     Options = Options
+    Apply = Apply
     options: Options
 
     @cached_property
@@ -218,6 +231,33 @@ class Classification(Task):
 
     def holdings(self, clients: int) -> Holdings:
         return holdings(self.images.train, self.split(clients), self.images.classes)
+
+    def apply(self, model: nn.Module, source: Path | None, output: Path | None, options: Apply) -> Sequence[str]:
+        """INPUT is an image or a folder of images, of any size; OUTPUT, a CSV file, is optional.
+
+        Each is scaled to the size that the network was trained on, and its middle is looked at.
+        """
+        if source is None:
+            raise DataError("no input: give an image or a folder of images")
+        _, channels, height, width = self.images.train.images.shape
+        rows = []
+        for path in image_files(source):
+            image = read_image(path, channels, (height, width))
+            with torch.no_grad():
+                likely = (
+                    model(self._scaled(image[None].float() / 255))
+                    .softmax(1)[0]
+                    .topk(min(options.top, len(self.images.classes)))
+                )
+            rows += [
+                (path.name, self.images.classes[place], f"{probability:.4f}")
+                for probability, place in zip(likely.values.tolist(), likely.indices.tolist(), strict=True)
+            ]
+        if output:
+            text = io.StringIO()
+            csv.writer(text).writerows([("file", "class", "probability"), *rows])
+            replace_file(output, text.getvalue().encode())
+        return [*("  ".join(row) for row in rows), *([f"written: {output}"] if output else [])]
 
     def _scaled(self, images: Tensor) -> Tensor:
         mean, std = self.scale
