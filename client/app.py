@@ -55,6 +55,7 @@ def train(message: Message, context: Context) -> Message:
             generator=generator,
             device=runtime.device,
             shares=runtime.shares,
+            recorder=None if runtime.recipe.averaging == "alternate" else runtime.recorder,
         )
     state = runtime.model.state_dict()
     own = {name: state[name] for name in runtime.local} | {METHOD + name: own for name, own in method.kept.items()}

@@ -15,12 +15,14 @@ from torch import Tensor, nn
 
 from fedpara.codec import codec
 from fedpara.config import Recipe, read_recipe
-from fedpara.device import cap_memory, find_device
+from fedpara.device import cap_memory, find_device, set_precision
 from fedpara.errors import ConfigError
 from fedpara.sharing import load_shared_, local_names, shared_names, trained_parameters
 from fedpara.slices import narrow_
 from fedpara.task import ClientData, build_model, build_task
 from fedpara.wire import SETTINGS
+
+from .recorded import Recorder
 
 
 class Runtime:
@@ -31,6 +33,7 @@ class Runtime:
         self.threads = threads or self.recipe.threads
         self.device = find_device(device)
         cap_memory(self.device, gpu_memory)
+        set_precision(self.recipe.training.precision)
         self.task = build_task(self.recipe, data_dir=data_dir)
         self.uplink = codec(self.recipe.uplink)
         self.share = 1.0  # of the common ranks
@@ -44,6 +47,7 @@ class Runtime:
         self.trained = {name: self.initial[name] for name in trained_parameters(model)}
         self.local = local_names(model)
         self.model.to(self.device)
+        self.recorder = Recorder() if self.device.type == "cuda" else None
 
     def narrowed(self, share: float) -> Runtime:
         """The same with a share of every rank, built once."""
@@ -74,8 +78,8 @@ class Runtime:
 
     @lru_cache(maxsize=1024)  # noqa: B019  the runtime lives as long as its process
     def data(self, client: str) -> ClientData:
-        """A client's data; kept, since the same process often serves it again."""
-        return self.task.client_data(client, self.recipe.clients)
+        """A client's data, on the device where it can be; kept, since the same process often serves it again."""
+        return self.task.client_data(client, self.recipe.clients).to(self.device)
 
     def restore(self, kept: dict[str, Tensor] | None, shared: dict[str, Tensor]) -> None:
         """Set the model: what was broadcast, joined with what this client keeps (its first values if never seen)."""

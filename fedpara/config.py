@@ -52,7 +52,11 @@ class Training:
     momentum: float = setting(0.0, "momentum of SGD, started afresh every round", low=0, high=1)
     weight_decay: float = setting(0.0, "weight decay of SGD", low=0)
     clip: float = setting(0.0, "largest gradient norm; 0: no clipping", low=0)
-    precision: str = setting("fp32", "of local training: fp32, or autocast to a half", choices=("fp32", "bf16", "fp16"))
+    precision: str = setting(
+        "fp32",
+        "of local training: fp32, tf32 (a GPU's), or autocast to a half",
+        choices=("fp32", "tf32", "bf16", "fp16"),
+    )
     seconds: float = setting(0.0, "local training ends after so many seconds, wherever it is; 0: never", low=0)
 
 

@@ -45,7 +45,11 @@ class TensorExamples:
         return len(self.tensors[0])
 
     def batch(self, indices: Tensor) -> Batch:
-        return tuple(tensor[indices] for tensor in self.tensors)
+        return tuple(tensor[indices.to(tensor.device, non_blocking=True)] for tensor in self.tensors)
+
+    def to(self, device: torch.device) -> TensorExamples:
+        """The same on a device, where batches are then made."""
+        return TensorExamples(tuple(tensor.to(device) for tensor in self.tensors))
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,17 @@ class ClientData:
 
     train: Examples
     held_out: Examples | None = None
+
+    def to(self, device: torch.device) -> ClientData:
+        """The same on a device, as far as the examples can move there: those that have a method ``to``."""
+        held_out = None if self.held_out is None else moved(self.held_out, device)
+        return ClientData(moved(self.train, device), held_out)
+
+
+def moved(examples: Examples, device: torch.device) -> Examples:
+    """Examples on a device, if they can move."""
+    move = getattr(examples, "to", None)
+    return move(device) if move else examples
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from fedpara.config import Recipe
 from fedpara.device import cores
 from fedpara.sharing import load_shared_
-from fedpara.task import Metrics, Task, build_model
+from fedpara.task import Metrics, Task, build_model, moved
 
 
 class Evaluator:
@@ -19,7 +19,8 @@ class Evaluator:
         self.device = device
         self.model = build_model(recipe, task)
         self.initial = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
-        self.data = task.server_data()
+        data = task.server_data()
+        self.data = None if data is None else moved(data, device)
         self.model.to(device)
 
     def load(self, state: dict[str, Tensor]) -> nn.Module:

@@ -61,3 +61,6 @@ def real_data():
     if not root or not (Path(root) / "MNIST").is_dir():
         pytest.skip("FEDPARA_DATA does not name a folder that holds MNIST")
     return Path(root)
+
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")

@@ -108,8 +108,13 @@ class PartlyLabelled:
 
         Which labelled ones follows from the indices, in random order themselves: all come up equally often.
         """
+        indices = indices.to(self.images.device, non_blocking=True)
         chosen = self.known[indices[: -(-len(indices) // self.ratio)] % len(self.known)]
         return self.images[chosen], self.labels[chosen], self.images[indices]
+
+    def to(self, device: torch.device) -> PartlyLabelled:
+        """The same on a device."""
+        return replace(self, **{name: getattr(self, name).to(device) for name in ("images", "labels", "known")})
 
 
 @register_task("classification")
@@ -126,11 +131,11 @@ class Classification(Task):
         folder = Path(self.data_dir).expanduser() if self.data_dir else None
         return load_dataset(self.options.dataset, folder=folder, image_size=self.options.image_size or None)
 
-    @cached_property
-    def scale(self) -> tuple[Tensor, Tensor]:
+    @lru_cache(maxsize=4)  # noqa: B019  as below
+    def scale(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Mean and deviation by channel for values in [0, 1]: constants, the same on every machine."""
         mean, std = SCALES.get(self.options.dataset, ((0.5,), (0.25,)))
-        return torch.tensor(mean).view(1, -1, 1, 1), torch.tensor(std).view(1, -1, 1, 1)
+        return torch.tensor(mean, device=device).view(1, -1, 1, 1), torch.tensor(std, device=device).view(1, -1, 1, 1)
 
     def model(self) -> nn.Module:
         _, channels, height, width = self.images.train.images.shape
@@ -186,7 +191,7 @@ class Classification(Task):
         images, targets = self._augmented(images, labels, self.options.augment, generator)
         if not (more and self.options.semi.weight):
             return images, targets
-        unknown = torch.zeros(len(more[0]), dtype=torch.long)
+        unknown = torch.zeros(len(more[0]), dtype=torch.long, device=labels.device)
         weak, _ = self._augmented(more[0], unknown, replace(self.options.augment, cutmix=0), generator)
         strong, _ = self._augmented(more[0], unknown, replace(self.options.semi.strong, cutmix=0), generator)
         return images, targets, weak, strong
@@ -260,5 +265,5 @@ class Classification(Task):
         return [*("  ".join(row) for row in rows), *([f"written: {output}"] if output else [])]
 
     def _scaled(self, images: Tensor) -> Tensor:
-        mean, std = self.scale
-        return (images - mean.to(images.device)) / std.to(images.device)
+        mean, std = self.scale(images.device)
+        return (images - mean) / std

@@ -1,0 +1,138 @@
+"""Local steps that are recorded once and replayed for every client: CUDA graphs.
+
+On a GPU, launching the hundreds of kernels of a small step takes longer than running them. A recorded step is launched
+as one: its batch is copied into fixed places, and the parameters of whichever client trains lie in fixed places too.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedpara.config import Training
+
+from .methods import Method
+
+log = logging.getLogger("fedpara")
+Step = Callable[[tuple[Tensor, ...]], Tensor]
+Capture = Callable[[Callable[[], Tensor]], tuple[Callable[[], None], Tensor]]
+WARM_UP = 3  # steps before recording: libraries choose their kernels, the optimiser makes its state
+
+
+def capture_graph(step: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+    """A step as a CUDA graph: what replays it, and where its loss will lie."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        loss = step()
+    return graph.replay, loss
+
+
+class Recorder:
+    """Keeps a model's optimiser and its recorded steps, one for each shape of batch, for all clients served with it.
+
+    A client begins with the optimiser's state at zero, as a fresh one's is, so that it trains as `Stepper` alone would
+    train it. A step that cannot be recorded is taken operation by operation from then on, with a warning.
+    """
+
+    def __init__(self, capture: Capture = capture_graph) -> None:
+        self._capture = capture
+        self._training: Training | None = None
+        self._works = True
+
+    @staticmethod
+    def suits(method: Method | None, training: Training, shares: Sequence[float]) -> bool:
+        """Whether a step is the same operations every time, with nothing that the host must look at."""
+        plain = method is None or type(method) is Method
+        return plain and not shares and not training.seconds and training.precision != "fp16"
+
+    def begin(
+        self, model: nn.Module, training: Training, lr: float, make: Callable[[], tuple[torch.optim.Optimizer, Step]]
+    ) -> Step:
+        """Steps for the next client, at this learning rate; ``make`` builds what is kept, at the same rate."""
+        if training != self._training:
+            self._training, self._model = training, model
+            self._optimizer, self._step = make()
+            self._recorded: dict[Any, tuple[list[Tensor], Callable[[], None], Tensor]] = {}
+            self._rates = [group["lr"] / lr for group in self._optimizer.param_groups]
+            _with_rate_on_device(self._optimizer)
+        for own in self._state():
+            own.zero_()
+        self._set_rate(lr)
+        return self._take
+
+    def _take(self, batch: tuple[Tensor, ...]) -> Tensor:
+        """A step; its loss, which the next step of this shape overwrites."""
+        key = tuple((part.shape, part.dtype, part.stride()) for part in batch)
+        if self._works and key not in self._recorded:
+            self._record(key, batch)
+        if not self._works:
+            return self._step(batch)
+        inputs, replay, loss = self._recorded[key]
+        for own, part in zip(inputs, batch, strict=True):
+            own.copy_(part)
+        replay()
+        return loss
+
+    def _record(self, key: Any, batch: tuple[Tensor, ...]) -> None:
+        inputs = [part.clone() for part in batch]
+        try:
+            self._warm_up(tuple(inputs))
+            self._recorded[key] = (inputs, *self._capture(lambda: self._step(tuple(inputs))))
+        except RuntimeError as error:  # a loss that asks for values on the host, or an operation that has no graph
+            self._works = False
+            self._recorded.clear()
+            log.warning("steps are not recorded, and slower for it: %s", str(error).partition("\n")[0])
+
+    def _warm_up(self, batch: tuple[Tensor, ...]) -> None:
+        """A few steps that leave no trace: weights, buffers, the optimiser's state and random numbers as before."""
+        tensors = [*self._model.state_dict().values()]
+        before = [own.clone() for own in tensors]
+        held = {id(own): own.clone() for own in self._state()}
+        device = batch[0].device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            try:
+                _beside(device, lambda: [self._step(batch) for _ in range(WARM_UP)])
+            finally:
+                for own, value in zip(tensors, before, strict=True):
+                    own.copy_(value)
+                for own in self._state():  # zero where there was none: what a first step makes of it is the same
+                    own.copy_(held[id(own)]) if id(own) in held else own.zero_()
+
+    def _state(self) -> list[Tensor]:
+        """What the optimiser remembers."""
+        return [value for own in self._optimizer.state.values() for value in own.values() if isinstance(value, Tensor)]
+
+    def _set_rate(self, lr: float) -> None:
+        for group, share in zip(self._optimizer.param_groups, self._rates, strict=True):
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(share * lr)
+            elif group["lr"] != share * lr:
+                group["lr"] = share * lr
+                self._recorded.clear()  # the number is part of what was recorded
+
+
+def _with_rate_on_device(optimizer: torch.optim.Optimizer) -> None:
+    """Let an optimiser on a GPU read its learning rate there, so that a recorded step can follow its decay."""
+    if not isinstance(optimizer, torch.optim.SGD | torch.optim.Adam | torch.optim.AdamW):
+        return
+    for group in optimizer.param_groups:
+        device = group["params"][0].device if group["params"] else torch.device("cpu")
+        if device.type == "cuda":
+            group["lr"] = torch.tensor(group["lr"], device=device)
+            group["fused"], group["foreach"] = True, False
+
+
+def _beside(device: torch.device, run: Callable[[], object]) -> None:
+    """Run on a stream of its own, as CUDA wants it before a recording."""
+    if device.type != "cuda":
+        run()
+        return
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        run()
+    torch.cuda.current_stream(device).wait_stream(stream)
