@@ -33,7 +33,7 @@ class Runtime:
         self.threads = threads or self.recipe.threads
         self.device = find_device(device)
         cap_memory(self.device, gpu_memory)
-        set_precision(self.recipe.training.precision)
+        set_precision(self.device, self.recipe.training.precision)
         self.task = build_task(self.recipe, data_dir=data_dir)
         self.uplink = codec(self.recipe.uplink)
         self.share = 1.0  # of the common ranks

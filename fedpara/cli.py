@@ -299,7 +299,6 @@ def apply(run: Path, files: tuple[str, ...]) -> None:
     """
     from .config import build, described
     from .run import Run
-    from .task import build_task
 
     words = [*files, *click.get_current_context().args]
     split = next((place for place, word in enumerate(words) if word.startswith("--")), len(words))
@@ -307,7 +306,7 @@ def apply(run: Path, files: tuple[str, ...]) -> None:
     if len(paths) > 2:
         raise click.UsageError(f"one input and one output, given {', '.join(map(str, paths))}")
     found = Run(run)
-    task = build_task(found.recipe)
+    task = found.task
     if not paths and not given:
         click.echo(f"{found.recipe.task}: {(type(task).apply.__doc__ or '').strip()}\n\n{described(task.Apply)}")
         return

@@ -37,11 +37,10 @@ def cap_memory(device: torch.device, gib: float) -> None:
         torch.cuda.set_per_process_memory_fraction(min(1.0, gib * 2**30 / total), index)
 
 
-def set_precision(precision: str) -> None:
-    """Let a GPU round the factors of float32 products to TF32's 10 bits, or not."""
-    chosen = "tf32" if precision == "tf32" else "ieee"
-    torch.backends.cuda.matmul.fp32_precision = chosen
-    torch.backends.cudnn.conv.fp32_precision = chosen  # type: ignore[attr-defined]
+def set_precision(device: torch.device, precision: str) -> None:
+    """Let this process's GPU round the factors of float32 products to TF32's 10 bits, or not."""
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
 
 
 def _available() -> str:

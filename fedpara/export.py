@@ -43,10 +43,10 @@ def export_run(run: Run, output: Path) -> float | None:
     """
     from . import checkpoint
     from .sharing import load_shared_
-    from .task import build_model, build_task
+    from .task import build_model
 
     _check_format(output)
-    task = build_task(run.recipe)
+    task = run.task
     state = checkpoint.load(run.folder / "checkpoint")
     model = run.model() if state is None else load_shared_(build_model(run.recipe, task), dict(state.model))
     return export_model(model, output, task.example_input())

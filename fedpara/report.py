@@ -121,10 +121,9 @@ def _ledger(run: Run) -> str:
 
 def _holdings(run: Run) -> str:
     from .errors import FedparaError
-    from .task import build_task
 
     try:
-        holdings = build_task(run.recipe).holdings(run.recipe.clients)
+        holdings = run.task.holdings(run.recipe.clients)
     except FedparaError as error:  # the data may be gone since
         return f"<h2>Who holds what</h2><p>{html.escape(str(error))}</p>"
     if holdings is None:
@@ -138,16 +137,15 @@ def _holdings(run: Run) -> str:
 def _exhibits(run: Run) -> str:
     """What the task itself shows of the trained network."""
     from .errors import FedparaError
-    from .task import Task, build_task
+    from .task import Task
 
     if not run.summary:
         return ""
     try:
-        task = build_task(run.recipe)
-        if type(task).exhibits is Task.exhibits:
+        if type(run.task).exhibits is Task.exhibits:
             return ""
         with tempfile.TemporaryDirectory() as folder:
-            shown = task.exhibits(run.model(), Path(folder))
+            shown = run.task.exhibits(run.model(), Path(folder))
             return "<h2>What it does</h2>" + "".join(map(_exhibit, shown))
     except FedparaError as error:  # the data may be gone since
         return f"<h2>What it does</h2><p>{html.escape(str(error))}</p>"
@@ -167,9 +165,9 @@ def _exhibit(shown: Exhibit) -> str:
 
 def _sizes(run: Run) -> str:
     from .cost import size
-    from .task import build_model, build_task
+    from .task import build_model
 
-    model = build_model(run.recipe, build_task(run.recipe))
+    model = build_model(run.recipe, run.task)
     return f"<h2>Sizes by layer</h2><pre>{html.escape(str(size(model, codec=run.recipe.uplink)))}</pre>"
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tomli_w
 from safetensors.torch import load_file
@@ -17,6 +17,9 @@ from . import checkpoint
 from .config import Recipe, read_recipe, to_table
 from .errors import CheckpointError, ConfigError
 from .ledger import Ledger
+
+if TYPE_CHECKING:
+    from .task import Task
 
 Row = dict[str, Any]
 
@@ -28,8 +31,10 @@ class Run:
         ConfigError: the folder holds no run.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, task: Task | None = None) -> None:
         self.folder = Path(folder)
+        if task is not None:  # already built, its data read
+            self.task = task
         if not (self.folder / "recipe.toml").is_file():
             raise ConfigError(
                 f"no run in {self.folder}: expected a folder with a recipe.toml, made by fedpara simulate"
@@ -39,6 +44,13 @@ class Run:
     def recipe(self) -> Recipe:
         """The resolved recipe."""
         return read_recipe(self.folder / "recipe.toml")
+
+    @cached_property
+    def task(self) -> Task:
+        """The recipe's task; its data are read once."""
+        from .task import build_task
+
+        return build_task(self.recipe)
 
     @cached_property
     def rounds(self) -> list[Row]:
@@ -79,17 +91,16 @@ class Run:
         """
         from .parametrize import merge_
         from .sharing import load_shared_
-        from .task import build_model, build_task
+        from .task import build_model
 
-        task = build_task(self.recipe)
         if (self.folder / "model.safetensors").is_file():
-            model = build_model(self.recipe, task, parametrization="none")
+            model = build_model(self.recipe, self.task, parametrization="none")
             model.load_state_dict(load_file(self.folder / "model.safetensors"))
             return model.eval()
         state = checkpoint.load(self.folder / "checkpoint")
         if state is None:
             raise CheckpointError(f"the run in {self.folder} has not finished a round yet")
-        model = build_model(self.recipe, task)
+        model = build_model(self.recipe, self.task)
         load_shared_(model, dict(state.model))
         return merge_(model).eval()
 

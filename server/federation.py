@@ -74,9 +74,18 @@ class _Round:
 class Federation:
     """One run of one recipe over a Grid, from its folder's last checkpoint or from the start."""
 
-    def __init__(self, grid: Grid, recipe: Recipe, folder: Path, observer: Observer, *, resume: bool = False) -> None:
+    def __init__(
+        self,
+        grid: Grid,
+        recipe: Recipe,
+        folder: Path,
+        observer: Observer,
+        *,
+        resume: bool = False,
+        task: Task | None = None,
+    ) -> None:
         self.recipe = recipe
-        self.task = build_task(recipe)
+        self.task = task or build_task(recipe)
         self.evaluator = Evaluator(recipe, self.task, find_device(recipe.device))
         self.initial = {name: self.evaluator.initial[name] for name in shared_state(self.evaluator.model)}
         trained = {name: self.initial[name] for name in trained_parameters(self.evaluator.model)}
@@ -117,7 +126,7 @@ class Federation:
         summary = self._summary()
         self.writer.finish(summary, merge_(self.evaluator.load(self.model)))
         self.observer.finished(summary, self.writer.folder)
-        return Run(self.writer.folder)
+        return Run(self.writer.folder, self.task)
 
     def _check_shares(self) -> None:
         """Raises ConfigError where clients of unequal rank meet a method that cannot do with them."""

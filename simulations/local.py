@@ -27,7 +27,7 @@ from fedpara.device import cores, find_device
 from fedpara.errors import ConfigError
 from fedpara.live import LiveTable
 from fedpara.run import Run
-from fedpara.task import build_task, load_task
+from fedpara.task import Task, build_task, load_task
 from server.federation import Federation, Observer
 
 from . import lane
@@ -239,7 +239,7 @@ def _identify() -> None:
 
 
 @contextmanager
-def local_grid(recipe: Recipe, state_dir: Path) -> Iterator[LocalGrid]:
+def local_grid(recipe: Recipe, state_dir: Path, task: Task | None = None) -> Iterator[LocalGrid]:
     """A LocalGrid for a recipe; its workers end with the block, and this process computes as before."""
     threads = torch.get_num_threads()
     before = (TaskIdentity._run_id, TaskIdentity._node_id, TaskIdentity._task_id)
@@ -257,7 +257,7 @@ def local_grid(recipe: Recipe, state_dir: Path) -> Iterator[LocalGrid]:
             "state-dir": str(state_dir),
             "threads": recipe.threads,
         }
-        population = build_task(recipe).population(recipe.clients)
+        population = (task or build_task(recipe)).population(recipe.clients)
         grid = LocalGrid(population, node_config, workers, recipe.task)
         yield grid
     finally:
@@ -306,8 +306,9 @@ def simulate(
     code_hash()  # now, before anyone edits a file: replies carry the workers' own
     watching = observer or LiveTable()
     try:
-        with local_grid(recipe, folder / "clients") as grid:
-            return Federation(grid, recipe, folder, watching, resume=resume).run()
+        task = build_task(recipe)
+        with local_grid(recipe, folder / "clients", task) as grid:
+            return Federation(grid, recipe, folder, watching, resume=resume, task=task).run()
     finally:
         watching.close()
 
