@@ -110,6 +110,15 @@ class Ledger:
         columns = [self._column(name, start) for name in names]
         return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
 
+    def arrange(self, start: int) -> None:
+        """Put the rows from number ``start`` in an order that does not depend on who was faster."""
+        keys = list(zip(*(self._column(name, start) for name in ("round", "direction")), strict=True))
+        clients = [str(client) for client in self._column("client", start)]
+        order = sorted(range(len(keys)), key=lambda place: (keys[place], clients[place]))
+        for column in (*self._numbers.values(), *(names.column for names in self._names.values())):
+            part = column[start:]
+            column[start:] = array(column.typecode, [part[place] for place in order])
+
     def merge(self, other: Ledger) -> None:
         """Add the rows of another ledger after one's own."""
         self._extend(other.to_rows())
@@ -204,13 +213,13 @@ class _Names:
 
     def __init__(self) -> None:
         self._places: dict[int | str, int] = {}
-        self._column = array("I")
+        self.column = array("I")
 
     def append(self, value: int | str) -> None:
-        self._column.append(self._places.setdefault(value, len(self._places)))
+        self.column.append(self._places.setdefault(value, len(self._places)))
 
     def values(self, start: int) -> Iterable[int | str]:
-        return map(list(self._places).__getitem__, self._column[start:])
+        return map(list(self._places).__getitem__, self.column[start:])
 
 
 def _natural(name: str, value: Any) -> int:

@@ -176,6 +176,8 @@ class Federation:
         evaluated = self._evaluate(round)
         if self.recipe.final_evaluation and (round == self.recipe.rounds or self._reached(evaluated.values)):
             self._judge_everywhere(round, roster, result)
+        self.writer.ledger.arrange(recorded)
+        result.dropped.sort(key=lambda entry: entry["client"])
         row = self._row(round, cohort, result, evaluated, recorded)
         if gap is not None:
             row["factor_gap"] = float(f"{gap:.3g}")
@@ -233,7 +235,7 @@ class Federation:
         waiting = dict.fromkeys(clients, f"no answer within {self.recipe.deadline:g} s")
         lacking: list[str] = []
         taken = 0
-        for reply in self.grid.replies(asked, self.recipe.deadline, as_they_come=enough is not None):
+        for reply in self.grid.replies(asked, self.recipe.deadline):
             client = asked.get(reply.metadata.reply_to_message_id, "unknown")
             waiting.pop(client, None)
             try:

@@ -323,27 +323,20 @@ class CodedGrid(Grid):
             reply.content[CONTROL] = ArrayRecord(update.control)
         return reply
 
-    def replies(self, message_ids: Iterable[str], deadline: float, *, as_they_come: bool = False) -> Iterable[Message]:
-        """Raw replies, one at a time, until ``deadline`` seconds have passed; in the order asked for, or as they come.
-
-        In that order, what came early waits where it is and not in this process.
-        """
+    def replies(self, message_ids: Iterable[str], deadline: float) -> Iterable[Message]:
+        """Raw replies, one at a time as they come, until ``deadline`` seconds have passed."""
         end = time.monotonic() + deadline
         waiting = list(message_ids)
         while waiting:
-            wanted = waiting if as_they_come else waiting[:1]
-            found = list(self.inner.pull_messages(wanted))
+            found = list(self.inner.pull_messages(waiting))
             answered = {_asked_by(reply) for reply in found}
             waiting = [message_id for message_id in waiting if message_id not in answered]
             yield from found
             if found:
                 continue
-            if time.monotonic() < end:
-                time.sleep(self._pause)
-            elif as_they_come:
+            if time.monotonic() >= end:
                 return
-            else:  # others may have answered in time
-                waiting.pop(0)
+            time.sleep(self._pause)
 
     def count_late(self, round: int) -> None:
         """Count what came after it was waited for, and let it go: it cost its bytes all the same.
@@ -360,7 +353,7 @@ class CodedGrid(Grid):
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Push, then pull until every reply is there or ``timeout`` seconds have passed."""
         ids = [message_id for message_id in self.push_messages(messages) if message_id is not None]
-        replies = self.replies(ids, math.inf if timeout is None else timeout, as_they_come=True)
+        replies = self.replies(ids, math.inf if timeout is None else timeout)
         return [self._unpack(reply) for reply in replies]
 
     # --- the rest of the Grid, unchanged ------------------------------------------------------------------------------

@@ -48,7 +48,7 @@ class Roster:
             self._here = {name: node for name, node in self._known.items() if self._grid.shares[name]}
             return self._here
         self._ask(self._wait_for(self._recipe.clients))
-        for reply in self._grid.replies(list(self._asked.values()), self._wait, as_they_come=True):
+        for reply in self._grid.replies(list(self._asked.values()), self._wait):
             self._enter(reply)
         self._check_enough(self._found, "answered", self._recipe.cohort)
         return self._taking_part(self._found)

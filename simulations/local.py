@@ -53,6 +53,7 @@ class LocalGrid(Grid):
         self._states: dict[int, RecordDict] = {}
         self._waiting: deque[Message] = deque()
         self._replies: dict[str, Message] = {}
+        self._took: dict[int, float] = {}  # seconds of each node's last answer
         self._workers, self._preload = (workers if workers > 1 else 0), preload
 
     @cached_property
@@ -69,6 +70,10 @@ class LocalGrid(Grid):
             message.metadata.__dict__["_message_id"] = uuid.uuid4().hex
             self._waiting.append(message)
             ids.append(message.metadata.message_id)
+        if self._workers:  # the longest first: at the end of a round nobody waits for one that began late
+            newcomers = float("inf")
+            order = sorted(self._waiting, key=lambda message: -self._took.get(message.metadata.dst_node_id, newcomers))
+            self._waiting = deque(order)
         self._assign()
         return ids
 
@@ -138,6 +143,7 @@ class LocalGrid(Grid):
         for ready in multiprocessing.connection.wait(list(busy), timeout):
             worker = busy[ready]  # type: ignore[index]
             assert worker.job is not None
+            self._took[worker.job.metadata.dst_node_id] = time.monotonic() - worker.since
             self._keep(worker.job.metadata.dst_node_id, *worker.receive())
         self._assign()
 
@@ -163,6 +169,7 @@ class _Worker:
     def __init__(self, preload: str) -> None:
         self._preload = preload
         self.job: Message | None = None
+        self.since = 0.0  # when it was given its job
         self._start()
 
     def _start(self) -> None:
@@ -179,7 +186,7 @@ class _Worker:
             lane.send_handle(self.connection, memory, self._process.pid)
 
     def send(self, message: Message, context: Context) -> None:
-        self.job = message
+        self.job, self.since = message, time.monotonic()
         with suppress(BrokenPipeError, ConnectionResetError):  # a dead process is noticed when its reply is read
             self._lane.send((message, context))
 

@@ -220,3 +220,22 @@ def test_a_damaged_line_is_named(tmp_path: Path, line: str) -> None:
             Ledger.load(file, until_round)
     with pytest.raises(CheckpointError, match="no ledger to read"):
         Ledger.load(tmp_path / "none.jsonl")
+
+
+@given(st.permutations(range(6)), st.integers(0, 3))
+def test_rows_are_arranged_alike_whoever_was_faster(order, start):
+    before = [row(9, client="first")] * start
+    transfers = [
+        row(round, client, direction=direction, purpose=purpose)
+        for round, client, direction, purpose in (
+            (1, "late", "up", "weights"),
+            (2, "a", "down", "weights"),
+            (2, "b", "down", "weights"),
+            (2, 10, "up", "scales"),
+            (2, "a", "up", "weights"),
+            (2, "b", "up", "weights"),
+        )
+    ]
+    ledger = ledger_of(before + [transfers[place] for place in order])
+    ledger.arrange(start)
+    assert ledger.to_rows() == before + transfers
