@@ -18,7 +18,8 @@ from fedpara.sharing import trained_parameters
 from fedpara.task import Examples, Metrics
 from fedpara.wire import ARRAYS, CONFIG, CONTROL, EVALUATION, EXAMPLES, FINE_TUNE, METRICS, RANK_SHARE, ROUND, SETTINGS
 
-from .codec_mod import codec_mod, tensors_of
+from .arrays import tensor_record, tensors_of
+from .codec_mod import codec_mod
 from .methods import build_method
 from .runtime import Runtime, client_name, rank_share, runtime_for, state_folder
 from .state import ClientState
@@ -42,7 +43,7 @@ def train(message: Message, context: Context) -> Message:
     metrics = _judge(runtime, data.held_out)
     generator = generator_for(runtime.recipe.seed, "train", round, client)
     method = build_method(
-        runtime.recipe, trained_parameters(runtime.model), part(before, METHOD), tensors_of(message, CONTROL)
+        runtime.recipe, trained_parameters(runtime.model), part(before, METHOD), _received(message, CONTROL)
     )
     with one_factor(runtime.model, round) if runtime.recipe.averaging == "alternate" else nullcontext():
         result = train_locally(
@@ -65,9 +66,9 @@ def train(message: Message, context: Context) -> Message:
         METRICS: MetricRecord({EXAMPLES: result.examples, **result.values, **metrics})
     }
     if runtime.shared:
-        content[ARRAYS] = ArrayRecord({name: state[name] for name in runtime.shared})
+        content[ARRAYS] = tensor_record({name: state[name] for name in runtime.shared})
     if method.sent:
-        content[CONTROL] = ArrayRecord(method.sent)
+        content[CONTROL] = tensor_record(method.sent)
     return Message(RecordDict(content), reply_to=message)
 
 
@@ -114,7 +115,12 @@ def _who(message: Message, context: Context) -> tuple[Runtime, str]:
 
 def _set_model(runtime: Runtime, message: Message, kept: dict[str, Tensor]) -> None:
     local = {name: own for name, own in kept.items() if name in runtime.local}
-    runtime.restore(local, tensors_of(message, ARRAYS))
+    runtime.restore(local, _received(message, ARRAYS))
+
+
+def _received(message: Message, record: str) -> dict[str, Tensor]:
+    """What the codec's mod unpacked of the message; nothing where it has no such record."""
+    return tensors_of(message.content.array_records.get(record, {}))
 
 
 def _judge(runtime: Runtime, held_out: Examples | None) -> dict[str, float]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from itertools import chain
 from pathlib import Path
 
-import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable
 from torch import Tensor
 
@@ -17,6 +16,7 @@ from fedpara.errors import CodecError, FedparaError
 from fedpara.seeds import generator_for
 from fedpara.wire import ARRAYS, CONTROL, NOT_HELD, PACKED, SECONDS, SEED, SETTINGS, check_seed
 
+from .arrays import packed_record, tensor_record, tensors_of
 from .runtime import Runtime, client_name, runtime_for, state_folder
 from .state import ClientState
 from .watch import Watch, payload, write_log
@@ -89,10 +89,10 @@ class _Link:
             raise CodecError(
                 f"a broadcast of type '{array.stype}', expected {SEED} or {PACKED}: do the versions match?"
             )
-        content[ARRAYS] = ArrayRecord(state)
+        content[ARRAYS] = tensor_record(state)
         if CONTROL in content.array_records:
             array = next(iter(content.array_records[CONTROL].values()))
-            content[CONTROL] = ArrayRecord(self.downlink.decode(array.data, self.runtime.trained))
+            content[CONTROL] = tensor_record(self.downlink.decode(array.data, self.runtime.trained))
         return state
 
     def _unpack(self, blob: bytes) -> dict[str, Tensor]:
@@ -126,24 +126,13 @@ class _Link:
         self, reply: Message, record: str, reference: dict[str, Tensor] | None, owed: dict[str, Tensor]
     ) -> tuple[bytes, dict[str, Tensor]]:
         """One of the reply's records as a payload, and what that loses where the codec has feedback."""
-        tensors = tensors_of(reply, record)
+        tensors = tensors_of(reply.content.array_records[record])
         purpose = ("uplink", str(self.round), self.client, *([record] if record != ARRAYS else []))
         rounding = generator_for(self.runtime.recipe.seed, *purpose)
         uplink = self.runtime.uplink
         if uplink.feedback:
             return encode_with_feedback(uplink, tensors, reference=reference, residual=owed, generator=rounding)
         return uplink.encode(tensors, reference=reference, generator=rounding), {}
-
-
-def tensors_of(message: Message, record: str) -> dict[str, Tensor]:
-    """A record's plain arrays as tensors; none where the message has no such record."""
-    arrays = message.content.array_records.get(record, {})
-    return {name: torch.from_numpy(array.numpy()) for name, array in arrays.items()}
-
-
-def packed_record(blob: bytes) -> ArrayRecord:
-    """A payload as the one array of a record."""
-    return ArrayRecord({"model": Array("uint8", (len(blob),), PACKED, blob)})
 
 
 HELD, OWED = "held/", {ARRAYS: "owed/", CONTROL: "owed-control/"}

@@ -7,7 +7,7 @@ act on the parameters that are shared; what stays with the client is trained as 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -28,10 +28,12 @@ class Method:
         settings: the recipe's [optimiser] table.
     """
 
+    corrects: ClassVar[bool] = False  # whether it changes gradients, by how far the parameters have moved
+
     def __init__(self, trained: Mapping[str, nn.Parameter], kept: State, control: State, settings: Optimiser) -> None:
         self.settings = settings
         self.trained = dict(trained)
-        self.start = {name: parameter.detach().clone() for name, parameter in trained.items()}
+        self.start = {name: own.detach().clone() for name, own in trained.items()} if self.corrects else {}
         self.control = {name: control[name].to(own.device) for name, own in self.start.items() if name in control}
         self.own = {name: kept[name].to(own.device) for name, own in self.start.items() if name in kept}
         self.kept: State = {}
@@ -51,6 +53,8 @@ class Method:
 class FedProx(Method):
     """min F_k(w) + μ/2 ‖w − wᵗ‖² (Li et al., MLSys 2020, Equation 2): the gradient gains μ (w − wᵗ)."""
 
+    corrects = True
+
     def correct(self) -> None:
         for name, parameter in self.trained.items():
             if parameter.grad is not None:
@@ -62,6 +66,8 @@ class FedDyn(Method):
 
     The gradient gains α (θ − θᵗ) − g_k; afterwards g_k ← g_k − α (θ_k − θᵗ), which stays with the client.
     """
+
+    corrects = True
 
     def correct(self) -> None:
         for name, parameter in self.trained.items():
@@ -83,6 +89,8 @@ class Scaffold(Method):
     c_k⁺ − c_k is sent with the weights. K η is for SGD without momentum; with momentum β, the gradient of step i moves
     the weights by η (1 − β^(K−i+1)) / (1 − β) in all, and K is the sum of these shares.
     """
+
+    corrects = True
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)

@@ -46,7 +46,7 @@ class Recorder:
     @staticmethod
     def suits(method: Method | None, training: Training, shares: Sequence[float]) -> bool:
         """Whether a step is the same operations every time, with nothing that the host must look at."""
-        plain = method is None or type(method) is Method
+        plain = method is None or not method.corrects
         return plain and not shares and not training.seconds and training.precision != "fp16"
 
     def begin(

@@ -9,10 +9,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
+from client.arrays import packed_record
 from fedpara.aggregate import squared_distance
 from fedpara.app import code_hash
 from fedpara.codec import codec
@@ -386,11 +387,6 @@ class NotHeldError(UpdateError):
 
 def _asked_by(reply: Message) -> str:
     return str(reply.metadata.reply_to_message_id)
-
-
-def packed_record(blob: bytes, stype: str = PACKED) -> ArrayRecord:
-    """A payload as the one array of a record."""
-    return ArrayRecord({"model": Array("uint8", (len(blob),), stype, blob)})
 
 
 def _apart(payload: int, scales: int) -> dict[str, int]:
