@@ -6,17 +6,17 @@ import base64
 import html
 import io
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .chart import line_chart
 from .checkpoint import replace_file
+from .errors import FedparaError
 from .live import bytes_text, figure, times
 from .run import Run
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
     from .task import Exhibit
 
 _STYLE = """
@@ -24,6 +24,9 @@ _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
 figure { margin: 1.5rem 0; background: #fff; border-radius: 6px; padding: .5rem; overflow-x: auto; }
 figure svg, figure img { max-width: 100%; height: auto; display: block; margin: auto; }
+figure.charts { background: none; display: grid; gap: 1rem; }
+@media (min-width: 46rem) { figure.charts { grid-template-columns: 1fr 1fr; } }
+.charts figcaption { color: inherit; grid-column: 1 / -1; }
 figcaption { color: #333; text-align: center; font-size: .9rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
@@ -76,23 +79,13 @@ def _headline(run: Run) -> str:
 def _curves(run: Run) -> str:
     measure = run.measure.removeprefix("client_")
     keys = {measure: "server's test data", f"client_{measure}": "clients' held-out data, before training"}
-    shown = {label: [r for r in run.rounds if key in r] for key, label in keys.items()}
-
-    def draw(axes: Axes, x: Callable[[Mapping[str, Any]], float], label: str) -> None:
-        for (key, name), rows in zip(keys.items(), shown.values(), strict=True):
-            if rows:
-                axes.plot([x(row) for row in rows], [row[key] for row in rows], label=name, linewidth=1.8)
-        axes.set_xlabel(label)
-        axes.set_ylabel(measure)
-        axes.grid(alpha=0.3)
-        axes.legend(frameon=False)
-
-    def both(axes: Sequence[Axes]) -> None:
-        draw(axes[0], lambda row: row["round"], "round")
-        draw(axes[1], lambda row: row["total"] / 1e6, "payload, up and down, MB")
-        axes[1].set_xscale("log")
-
-    return figure_html(both, f"{measure} against rounds and against bytes") if run.rounds else ""
+    charts = []
+    for x, label, log in (("round", "round", False), ("total", "payload, up and down, MB", True)):
+        scale = 1e6 if x == "total" else 1
+        rows = {name: [(row[x] / scale, row[key]) for row in run.rounds if key in row] for key, name in keys.items()}
+        charts.append(line_chart({name: points for name, points in rows.items() if points}, label, measure, log_x=log))
+    caption = html.escape(f"{measure} against rounds and against bytes")
+    return f"<figure class='charts'>{''.join(charts)}<figcaption>{caption}</figcaption></figure>" if any(charts) else ""
 
 
 def _ledger(run: Run) -> str:
@@ -120,8 +113,6 @@ def _ledger(run: Run) -> str:
 
 
 def _holdings(run: Run) -> str:
-    from .errors import FedparaError
-
     try:
         holdings = run.task.holdings(run.recipe.clients)
     except FedparaError as error:  # the data may be gone since
@@ -136,7 +127,6 @@ def _holdings(run: Run) -> str:
 
 def _exhibits(run: Run) -> str:
     """What the task itself shows of the trained network."""
-    from .errors import FedparaError
     from .task import Task
 
     if not run.summary:
@@ -167,7 +157,10 @@ def _sizes(run: Run) -> str:
     from .cost import size
     from .task import build_model
 
-    model = build_model(run.recipe, run.task)
+    try:
+        model = build_model(run.recipe, run.task)
+    except FedparaError as error:  # as above
+        return f"<h2>Sizes by layer</h2><p>{html.escape(str(error))}</p>"
     return f"<h2>Sizes by layer</h2><pre>{html.escape(str(size(model, codec=run.recipe.uplink)))}</pre>"
 
 
