@@ -37,6 +37,7 @@ from fedpara.wire import (
 
 from .memory import ClientMemory
 from .messages import Sizes, metrics, one_line, packed, seconds
+from .pulls import Pulls
 
 State = dict[str, Tensor]
 DROPPED = 1001  # error code of a reply that was refused on arrival
@@ -138,7 +139,7 @@ class CodedGrid(Grid):
         self._differs = recipe.differences and self._downlink.scheme.differences
         self._sent: dict[str, _Sent] = {}
         self._sizes = Sizes()
-        self._pause = float(getattr(inner, "pull_interval", 1.0))
+        self.pulls = Pulls(inner)
 
     # --- encoding -----------------------------------------------------------------------------------------------------
 
@@ -311,7 +312,7 @@ class CodedGrid(Grid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Replies with plain arrays; one that was refused comes as an error, as if its client had failed."""
-        return [self._unpack(reply) for reply in self.inner.pull_messages(message_ids)]
+        return [self._unpack(reply) for reply in self.pulls(message_ids, self.pulls.interval)]
 
     def _unpack(self, reply: Message) -> Message:
         try:
@@ -329,15 +330,12 @@ class CodedGrid(Grid):
         end = time.monotonic() + deadline
         waiting = list(message_ids)
         while waiting:
-            found = list(self.inner.pull_messages(waiting))
+            found = self.pulls(waiting, min(self.pulls.interval, end - time.monotonic()))
             answered = {_asked_by(reply) for reply in found}
             waiting = [message_id for message_id in waiting if message_id not in answered]
             yield from found
-            if found:
-                continue
-            if time.monotonic() >= end:
+            if not found and time.monotonic() >= end:
                 return
-            time.sleep(self._pause)
 
     def count_late(self, round: int) -> None:
         """Count what came after it was waited for, and let it go: it cost its bytes all the same.
@@ -345,11 +343,12 @@ class CodedGrid(Grid):
         What is not there by the next round but one is no longer looked for.
         """
         late = [message_id for message_id, sent in self._sent.items() if sent.round]  # 0: of the roll-call
-        for reply in self.inner.pull_messages(late) if late else []:
+        for reply in self.pulls(late, self.pulls.interval / 10) if late else []:
             sent = self._sent.pop(_asked_by(reply), None)
             if sent is not None:
                 self._count_up(sent, reply)
         self._sent = {key: sent for key, sent in self._sent.items() if not sent.round or sent.round >= round - 1}
+        self.pulls.forget_others(self._sent)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Push, then pull until every reply is there or ``timeout`` seconds have passed."""

@@ -61,7 +61,7 @@ class Roster:
         """
         if self._known is not None:
             return self._here
-        for reply in self._grid.inner.pull_messages(list(self._asked.values())) if self._asked else []:
+        for reply in self._grid.pulls(self._asked.values()) if self._asked else []:
             self._enter(reply)
         nodes, least = set(self._grid.get_node_ids()), self._recipe.min_replies
         if len(nodes & set(self._found.values())) < least:
