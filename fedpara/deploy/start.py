@@ -48,7 +48,8 @@ def start(folder: Path, tell: Callable[[str], None]) -> int:
     found = Path(sys.executable).parent / program
     if not found.is_file():
         raise ConfigError(f"{program} is not beside {sys.executable}: install flwr in the same environment as fedpara")
-    supervisor = Supervisor([str(found), *arguments], prepare(folder), environment(folder))
+    line = [sys.executable, "-m", "fedpara.deploy.program", str(found), *arguments]
+    supervisor = Supervisor(line, prepare(folder), environment(folder))
     if isinstance(facts, ServerFacts):  # a port that is taken stays so: whoever started it decides
         return supervisor.once()
     if facts.metrics_port:

@@ -81,7 +81,7 @@ class Campaign:
         for wire in self.wires.values():
             wire.close()
         for disk in self.mounted:
-            subprocess.run(["umount", str(disk)], check=False)
+            subprocess.run(["umount", "--lazy", str(disk)], check=False)
 
 
 def mount(disk: Path) -> bool:
