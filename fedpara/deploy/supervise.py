@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
-FIRST, LONGEST = 5.0, 60.0  # seconds before a restart: doubled each time, until one has lived for the longest
+FIRST, LONGEST = 5.0, 20.0  # seconds before a restart: doubled each time, until one has lived for the longest
 GRACE = 20  # seconds that a child has to end by itself
 
 
