@@ -76,7 +76,9 @@ def _back(spectrum: Tensor, size: tuple[int, int], shape: torch.Size) -> Tensor:
 
 
 def _filtered(image: Tensor, spectrum: Tensor) -> Tensor:
-    return torch.fft.ifft2(torch.fft.fft2(image) * spectrum).real
+    """A real image under a filter that is real and even, given by its whole spectrum (h, w)."""
+    half = spectrum[:, : spectrum.shape[1] // 2 + 1]
+    return torch.fft.irfft2(torch.fft.rfft2(image) * half, s=image.shape[2:])
 
 
 def _wavelengths() -> list[float]:

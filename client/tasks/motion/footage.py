@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -81,6 +82,8 @@ def magnify_file(model: nn.Module, source: Path | None, output: Path | None, opt
         raise DataError("give a video file or a folder of frames, and where the result goes: in.mp4 out.mp4")
     if not isinstance(model, Magnifier):
         raise ConfigError(f"a {type(model).__name__} magnifies nothing: give a run of the task 'motion'")
+    if not math.isfinite(options.alpha):
+        raise ConfigError(f"--alpha {options.alpha} must be finite")
     if output.resolve() == source.resolve():
         raise DataError(f"{output} is the input: name another output")
     reader = Reader(source)
