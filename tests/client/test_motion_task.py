@@ -204,9 +204,10 @@ def test_the_options_are_listed_without_an_input(run, call):
     ("words", "needle"),
     [
         ((), "give a video file or a folder of frames, and where the result goes"),
-        (("{in}", "{out}", "--alpha", "-1"), "outside its range: >= 0"),
+        (("{in}", "{out}", "--alpha", "-1"), "outside its range: >= 0 and <= 1000"),
         (("{in}", "{out}", "--alpha", "nan"), "outside its range"),
-        (("{in}", "{out}", "--alpha", "inf"), "must be finite"),
+        (("{in}", "{out}", "--alpha", "inf"), "outside its range"),
+        (("{in}", "{one}"), "holds files already: name a new folder"),
         (("{in}", "{out}", "--mode", "statik"), "did you mean 'static'"),
         (("{in}", "{out}", "--mode", "temporal"), "a band needs 0 < low < high < 15"),
         (("{in}", "{out}", "--mode", "temporal", "--low", "3", "--high", "20"), "0 < low < high < 15"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ LONGEST = 2000  # columns of a slice: of longer videos every second frame is sho
 class Apply:
     """What fedpara apply takes besides a video or a folder of frames, and the video or folder that it writes."""
 
-    alpha: float = setting(20.0, "motion becomes (1 + alpha) times as large; 0 gives the video back", low=0)
+    alpha: float = setting(20.0, "motion becomes (1 + alpha) times as large; 0 gives the video back", low=0, high=1000)
     mode: str = setting(
         "static",
         "which motion: static, since the first frame; dynamic, since the last; temporal, in a band of frequencies",
@@ -82,8 +81,6 @@ def magnify_file(model: nn.Module, source: Path | None, output: Path | None, opt
         raise DataError("give a video file or a folder of frames, and where the result goes: in.mp4 out.mp4")
     if not isinstance(model, Magnifier):
         raise ConfigError(f"a {type(model).__name__} magnifies nothing: give a run of the task 'motion'")
-    if not math.isfinite(options.alpha):
-        raise ConfigError(f"--alpha {options.alpha} must be finite")
     if output.resolve() == source.resolve():
         raise DataError(f"{output} is the input: name another output")
     reader = Reader(source)

@@ -106,6 +106,8 @@ class Writer:
             )
         if path.suffix:
             load_av(path)
+        elif path.is_dir() and any(path.iterdir()):
+            raise DataError(f"{path} holds files already: name a new folder, so that frames of two videos do not mix")
         folder = path.parent if path.suffix else path
         try:
             folder.mkdir(parents=True, exist_ok=True)
