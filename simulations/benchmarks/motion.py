@@ -19,8 +19,8 @@ from torch import nn
 
 from client.tasks.motion import JUDGE_SEED, Motion
 from client.tasks.motion.baselines import BASELINES
-from client.tasks.motion.exhibits import grid as judged_grid
-from client.tasks.motion.exhibits import network_method
+from client.tasks.motion.gallery import grid as judged_grid
+from client.tasks.motion.gallery import network_method
 from client.tasks.motion.judging import NOISES, SIZES, Judged, Method, by_case, score
 from fedpara.compare import Entry, markdown, read_grid, rows, run_grid, targets, write
 from fedpara.parametrize import merge_

@@ -8,8 +8,7 @@ import torch
 from PIL import Image
 
 import fedpara as fp
-from client.tasks.motion import exhibits as showing
-from client.tasks.motion import judging
+from client.tasks.motion import gallery, judging
 from client.tasks.motion.video import Reader, Writer
 from fedpara.app import find_recipe
 from fedpara.cli import main
@@ -149,8 +148,8 @@ def test_folders_of_owners_are_trained_on(tmp_path, small):
 
 
 def test_the_report_shows_figures_and_frames(run, tmp_path, monkeypatch, small):
-    monkeypatch.setattr(showing, "SCENES", 1)
-    monkeypatch.setattr(showing, "SIZES", (0.1, 1.0))
+    monkeypatch.setattr(gallery, "SCENES", 1)
+    monkeypatch.setattr(gallery, "SIZES", (0.1, 1.0))
     figures, pictures = build_task(run.recipe).exhibits(run.model(), tmp_path)
     for name in ("no magnification", "linear Eulerian", "phase-based", "this network", "noise 0.3", "0.1 px"):
         assert name in figures.table
@@ -256,7 +255,7 @@ def test_another_tasks_network_magnifies_nothing(tmp_path):
 
 @pytest.mark.slow
 def test_a_long_video_takes_no_more_memory_than_a_short_one(tmp_path):
-    """Peak memory of two processes, one with eight times the frames of the other."""
+    """Peak memory of two processes, one with eleven times the frames of the other."""
     code = (
         "import resource, sys, torch\n"
         "from pathlib import Path\n"
@@ -268,11 +267,11 @@ def test_a_long_video_takes_no_more_memory_than_a_short_one(tmp_path):
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
     )
     peaks = []
-    for count in (30, 240):
+    for count in (20, 220):
         source, generator = tmp_path / f"{count}.mp4", torch.Generator().manual_seed(0)
         with Writer(source, 30) as writer:
             for _ in range(count):
-                writer.write(torch.randint(256, (3, 240, 320), generator=generator).to(torch.uint8))
+                writer.write(torch.randint(256, (3, 160, 240), generator=generator).to(torch.uint8))
         words = [sys.executable, "-c", code, str(source), str(tmp_path / f"out{count}.mp4")]
         peaks.append(int(subprocess.run(words, check=True, capture_output=True, text=True).stdout))
-    assert peaks[1] < 1.1 * peaks[0]
+    assert peaks[1] < 1.05 * peaks[0]

@@ -17,8 +17,8 @@ from fedpara.errors import ConfigError
 from fedpara.task import Batch, ClientData, Examples, Exhibit, Metrics, Task, register_task
 
 from . import photographs
-from .exhibits import exhibits, network_method
 from .footage import Apply, magnify_file
+from .gallery import exhibits, network_method
 from .generator import Ranges, photographed, random_plan, recoloured, render
 from .judging import JUDGED, Judged, score
 from .losses import magnification_loss
