@@ -146,6 +146,7 @@ def _exhibits(run: Run) -> str:
         task = build_task(run.recipe)
         if type(task).exhibits is Task.exhibits:
             return ""
+        task.personal = run.model
         with tempfile.TemporaryDirectory() as folder:
             shown = task.exhibits(run.model(), Path(folder))
             return "<h2>What it does</h2>" + "".join(map(_exhibit, shown))
