@@ -109,12 +109,12 @@ class Cameras(Task):
         return ClientData(tiles(camera.scenes), held_out(camera))
 
     def prepare(self, batch: Batch, generator: torch.Generator) -> Batch:
-        """Pixels in [0, 1], and from the same ones synthetic scenes through random cameras."""
+        """Pixels in [0, 1]; and of every second example a synthetic scene through a random camera."""
         x, y, *more = batch
         x, y = x.float() / 255, y.float() / 255
         if not self.options.synthetic or self.options.constraint == "none":
             return x, y, *more
-        given, wanted, first, second = reexposed(x, more[-1][:, :1], generator, self.measured)
+        given, wanted, first, second = reexposed(x[::2], more[-1][::2, :1], generator, self.measured)
         return x, y, *more, given, wanted, first.response, first.log_gain, second.log_gain
 
     def optimizer(self, model: nn.Module, training: Training, lr: float) -> torch.optim.Optimizer:
@@ -129,11 +129,11 @@ class Cameras(Task):
         """Squared errors of three pictures, and the camera's regulariser.
 
         Of the camera alone, between pixels that physics can be trusted on both sides: this fits the camera's own
-        quantities, and nothing else does, so that no network can take over what physics means. Of the whole, on the
-        client's pairs; and of the whole on synthetic scenes, through the random camera's quantities.
+        quantities, and nothing else does, so that no network can take over what physics means. Of the whole, on half
+        of the client's pairs; and of the whole on synthetic scenes, through the random cameras' quantities.
         """
         x, y, valid, exposures, rows, radii, *synthetic = batch
-        weight = valid.to(x.dtype)
+        weight = valid.to(x.dtype).expand_as(x)
         if isinstance(model, BlackBox):
             return _mean((model(x, exposures[:, 1] - exposures[:, 0]) - y).square(), weight)
         assert isinstance(model, SelfCalibrating)
@@ -142,24 +142,35 @@ class Cameras(Task):
         target = camera.view(exposures[:, 1], rows[:, 1], radii[:, 1:])
         formed = camera(camera.develop(x, view), target)
         loss = _mean((formed - y).square(), weight * trusted(x) * trusted(y)) + camera.regulariser()
-        fixed = [View(part.response.detach(), part.log_gain.detach()) for part in (view, target)]
-        loss = loss + _mean((model.image(x, *fixed) - y).square(), weight)
-        if synthetic:
-            given, wanted, curve, first, second = synthetic
-            picture = model.image(given, View(curve, first), View(curve, second))
-            loss = loss + self.options.synthetic * F.mse_loss(picture, wanted)
-        return loss
+        if not synthetic:
+            return loss + _mean((model.image(x, view.fixed(), target.fixed()) - y).square(), weight)
+        # The networks see half of the pairs, and synthetic scenes made of the others.
+        given, wanted, curve, first, second = synthetic
+        half = slice(len(given), None) if len(x) > 1 else slice(0, 1)
+        view, target = view.fixed(half), target.fixed(half)
+        picture = model.image(
+            torch.cat([x[half], given]), view.beside(View(curve, first)), target.beside(View(curve, second))
+        )
+        own, made = picture.split([len(view.response), len(given)])
+        loss = loss + _mean((own - y[half]).square(), weight[half])
+        return loss + self.options.synthetic * F.mse_loss(made, wanted)
 
     def evaluate(self, model: nn.Module, examples: Examples, device: torch.device) -> Metrics:
-        """Mean PSNR in dB of the exposures held out, and apart where they are darker (clipped input) and brighter."""
+        """Mean PSNR in dB of exposures held out: of scenes that were never trained on, where there are any.
+
+        Apart where they are darker (told from clipped photographs) and brighter, and for the scenes trained on.
+        """
         assert isinstance(examples, HeldOut)
-        found: dict[str, list[float]] = {"psnr": [], "psnr_darker": [], "psnr_brighter": [], "loss": []}
+        unseen = any(given.row < 0 for given, _ in examples.pairs)
+        found: dict[str, list[float]] = {"psnr": [], "psnr_darker": [], "psnr_brighter": [], "psnr_own": [], "loss": []}
         for given, wanted in examples.pairs:
             picture = predict(model, given, wanted.exposure - given.exposure, device)
             error = shown_error(picture, given, wanted)
-            quality = psnr(error)
-            found["psnr"].append(quality)
-            found["psnr_darker" if wanted.exposure < given.exposure else "psnr_brighter"].append(quality)
+            if given.row >= 0:
+                found["psnr_own"].append(psnr(error))
+            if given.row < 0 or not unseen:
+                found["psnr"].append(psnr(error))
+                found["psnr_darker" if wanted.exposure < given.exposure else "psnr_brighter"].append(psnr(error))
             found["loss"].append(float(error.mean()))
         values = {name: sum(own) / len(own) for name, own in found.items() if own}
         if "response" in examples.truth and isinstance(model, SelfCalibrating):
@@ -210,5 +221,4 @@ MOST_SHOWN = 8  # cameras in the report
 
 def _mean(squared_error: Tensor, weight: Tensor) -> Tensor:
     """The weighted mean over pixels and channels."""
-    weight = weight.expand_as(squared_error)
     return (squared_error * weight).sum() / weight.sum().clamp(min=1.0)

@@ -30,6 +30,14 @@ class View(NamedTuple):
     response: Tensor  # (B, 3, 257)
     log_gain: Tensor  # (B, 3, H, W): ln(2^e · w · v)
 
+    def fixed(self, examples: slice = slice(None)) -> View:
+        """Of these examples, as constants."""
+        return View(self.response[examples].detach(), self.log_gain[examples].detach())
+
+    def beside(self, other: View) -> View:
+        """Both, one behind the other in the batch."""
+        return View(torch.cat([self.response, other.response]), torch.cat([self.log_gain, other.log_gain]))
+
 
 class CameraLayer(nn.Module):
     """A camera's response, vignetting, and of each photograph the white balance and what its exposure is off by.

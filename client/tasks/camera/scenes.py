@@ -103,7 +103,7 @@ def picture(name: str) -> Tensor:
 
         pixels = getattr(data, name)()
         pixels = pixels[0] if isinstance(pixels, tuple) else pixels  # a stereo pair and its disparity
-    image = torch.from_numpy(np.ascontiguousarray(pixels[..., :3])).permute(2, 0, 1).float() / 255
+    image = torch.from_numpy(np.array(pixels[..., :3])).permute(2, 0, 1).float() / 255
     scale = 256 / min(image.shape[1:])
     light = (image.clamp(min=0.5 / 255) ** GAMMA)[None]
     return F.interpolate(light, scale_factor=scale, mode="bilinear", antialias=True)[0]
