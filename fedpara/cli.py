@@ -292,7 +292,10 @@ Examples:
 @cli.command(epilog=EPILOG_APPLY, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("files", nargs=-1, metavar="[INPUT] [OUTPUT]")
-def apply(run: Path, files: tuple[str, ...]) -> None:
+@click.option(
+    "--client", default="", help="Take this client's own model, where the run's folder keeps what is its own."
+)
+def apply(run: Path, files: tuple[str, ...], client: str) -> None:
     """Use a run's trained model on INPUT, a file or folder of your own, and write OUTPUT.
 
     What INPUT is and which further options there are depends on the run's task: fedpara apply RUN lists them.
@@ -312,7 +315,7 @@ def apply(run: Path, files: tuple[str, ...]) -> None:
         return
     options = build(task.Apply, given, "--")
     source, output = [*paths, None, None][:2]
-    for line in task.apply(found.model(), source, output, options):
+    for line in task.apply(found.model(client), source, output, options):
         click.echo(line)
 
 

@@ -134,6 +134,7 @@ def _exhibits(run: Run) -> str:
     try:
         if type(run.task).exhibits is Task.exhibits:
             return ""
+        run.task.personal = run.model
         with tempfile.TemporaryDirectory() as folder:
             shown = run.task.exhibits(run.model(), Path(folder))
             return "<h2>What it does</h2>" + "".join(map(_exhibit, shown))

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import tomli_w
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from . import checkpoint
-from .config import Recipe, read_recipe, to_table
+from .config import Recipe, nearest, read_recipe, to_table
 from .errors import CheckpointError, ConfigError
 from .ledger import Ledger
 
@@ -83,17 +83,20 @@ class Run:
         """1 where more of the measure is better, -1 where less is."""
         return 1 if self.summary.get("higher_is_better", True) else -1
 
-    def model(self) -> nn.Module:
+    def model(self, client: str = "") -> nn.Module:
         """The trained network with plain layers, in evaluation mode.
+
+        Of a ``client`` that was simulated in this folder: joined with what this client kept to itself.
 
         Raises:
             CheckpointError: the run has not finished a round.
+            ConfigError: the folder holds nothing of this client.
         """
         from .parametrize import merge_
         from .sharing import load_shared_
         from .task import build_model
 
-        if (self.folder / "model.safetensors").is_file():
+        if not client and (self.folder / "model.safetensors").is_file():
             model = build_model(self.recipe, self.task, parametrization="none")
             model.load_state_dict(load_file(self.folder / "model.safetensors"))
             return model.eval()
@@ -102,7 +105,30 @@ class Run:
             raise CheckpointError(f"the run in {self.folder} has not finished a round yet")
         model = build_model(self.recipe, self.task)
         load_shared_(model, dict(state.model))
+        if client:
+            model.load_state_dict(self._kept(client, str(state.extra.get("run", ""))), strict=False)
         return merge_(model).eval()
+
+    def _kept(self, client: str, run: str) -> dict[str, Tensor]:
+        """What a simulated client kept to itself: its model's local tensors, where there are any."""
+        from .app import load
+        from .sharing import local_names
+        from .task import build_model
+
+        known = self.task.population(self.recipe.clients)
+        if client not in known:
+            raise ConfigError(
+                f"no client '{client}' in this run{nearest(client, known)}; clients: {', '.join(known[:20])}"
+            )
+        local = set(local_names(build_model(self.recipe, self.task)))
+        if not local:
+            return {}
+        kept = load("client.state").ClientState(self.folder / "clients" / run, client)
+        for tensors in kept.all():
+            return {name: tensor for name, tensor in tensors.items() if name in local}
+        raise ConfigError(
+            f"{self.folder} holds nothing that '{client}' kept: it never trained, or its machine is elsewhere"
+        )
 
     def __repr__(self) -> str:
         return f"Run('{self.folder}', {len(self.rounds)} rounds)"

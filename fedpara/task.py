@@ -118,6 +118,8 @@ class Task(ABC):
         self.options = options
         self.data_dir = data_dir
         self.seed = seed
+        # Where a run is at hand: the model of one of its clients, with what that one keeps to itself, by its name.
+        self.personal: Callable[[str], nn.Module] | None = None
 
     def reached(self, value: float, goal: float) -> bool:
         """Whether a value of :attr:`measure` is as good as ``goal``."""

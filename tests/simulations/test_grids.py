@@ -33,7 +33,14 @@ def test_every_method_of_a_grid_is_a_recipe(name):
 
 
 def test_every_benchmark_has_grids():
-    assert {name.partition("/")[0] for name in FILES} == {"bytes", "motion", "optimisers", "personalisation", "unequal"}
+    assert {name.partition("/")[0] for name in FILES} == {
+        "bytes",
+        "camera",
+        "motion",
+        "optimisers",
+        "personalisation",
+        "unequal",
+    }
 
 
 def test_the_table_by_seed_divides_each_seeds_own_bytes():

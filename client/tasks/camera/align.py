@@ -1,0 +1,118 @@
+"""Shifts between the photographs of a bracket, by median threshold bitmaps (G. Ward, J. of Graphics Tools, 2003)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fedpara.errors import DataError
+
+from .scenes import Photograph
+
+SMALLEST = 32  # side of the coarsest level
+SHARES = (0.5, 0.35, 0.65, 0.2, 0.8, 0.1, 0.9)  # of pixels under the threshold, the first that both frames can tell
+UNSURE = 4  # steps of eight bits around the threshold that noise can cross
+DISAGREE = 0.3  # share of bits that differ where two pictures show different things; chance alone gives 0.5
+_Grey = NDArray[np.float32]
+
+
+def aligned(photographs: Sequence[Photograph]) -> tuple[list[Photograph], list[tuple[int, int]]]:
+    """The photographs cut to what all of them show, and by how many pixels (down, right) each was shifted.
+
+    Each is compared with its neighbour in exposure. Only whole shifts are found.
+
+    Raises:
+        DataError: two of them do not show the same view, or share less than half of it.
+    """
+    order = sorted(range(len(photographs)), key=lambda place: photographs[place].exposure)
+    greys = [photo.pixels.float().mean(0).numpy() for photo in photographs]
+    shifts = {order[0]: (0, 0)}
+    for a, b in pairwise(order):
+        down, right = shift(greys[a], greys[b], photographs[a].name, photographs[b].name)
+        shifts[b] = (shifts[a][0] + down, shifts[a][1] + right)
+    return _cut(photographs, [shifts[place] for place in range(len(photographs))])
+
+
+def _cut(
+    photographs: Sequence[Photograph], shifts: list[tuple[int, int]]
+) -> tuple[list[Photograph], list[tuple[int, int]]]:
+    height, width = photographs[0].size
+    low = [max(own[axis] for own in shifts) for axis in (0, 1)]
+    high = [side + min(own[axis] for own in shifts) for axis, side in ((0, height), (1, width))]
+    if 2 * (high[0] - low[0]) < height or 2 * (high[1] - low[1]) < width:
+        raise DataError(
+            f"the photographs share less than half of their view (shifts {shifts}): take them from one place"
+        )
+    found = []
+    for photo, (down, right) in zip(photographs, shifts, strict=True):
+        rows, columns = slice(low[0] - down, high[0] - down), slice(low[1] - right, high[1] - right)
+        valid = None if photo.valid is None else photo.valid[rows, columns]
+        found.append(replace(photo, pixels=photo.pixels[:, rows, columns], valid=valid))
+    return found, shifts
+
+
+def shift(a: _Grey, b: _Grey, name_a: str = "a", name_b: str = "b") -> tuple[int, int]:
+    """By how many pixels (down, right) ``b`` must be moved to lie on ``a``; both grey (H, W), values 0 to 255.
+
+    Raises:
+        DataError: nowhere do they agree.
+    """
+    thresholds = _thresholds(a, b)
+    if thresholds is None:
+        return 0, 0  # one of them is all black or all white: nothing tells where it lies
+    levels = [(a, b)]
+    while min(levels[-1][0].shape) >= 2 * SMALLEST:
+        levels.append((_halved(levels[-1][0]), _halved(levels[-1][1])))
+    best = (0, 0)
+    for fine, coarse in reversed(levels):
+        best = (2 * best[0], 2 * best[1])
+        around = [(best[0] + y, best[1] + x) for y in (-1, 0, 1) for x in (-1, 0, 1)]
+        best = min(around, key=lambda by: (_different(fine, coarse, thresholds, by), abs(by[0]) + abs(by[1])))
+    at_rest, moved = (_different(a, b, thresholds, by) for by in ((0, 0), best))
+    if moved > 0.8 * at_rest:  # registered already, as far as can be told
+        best, moved = (0, 0), at_rest
+    if moved > DISAGREE:
+        raise DataError(
+            f"{name_a} and {name_b} do not show the same view ({100 * moved:.0f} % of their outlines differ): "
+            "give photographs of one view, from one place, not turned"
+        )
+    return best
+
+
+def _thresholds(a: _Grey, b: _Grey) -> tuple[float, float] | None:
+    """Values that part both pictures in the same share of pixels, well inside both ends of the scale."""
+    for share in SHARES:
+        low, high = np.quantile(a, share), np.quantile(b, share)
+        if all(2 * UNSURE < value < 255 - 2 * UNSURE for value in (low, high)):
+            return float(low), float(high)
+    return None
+
+
+def _halved(grey: _Grey) -> _Grey:
+    height, width = (side // 2 * 2 for side in grey.shape)
+    return grey[:height, :width].reshape(height // 2, 2, width // 2, 2).mean((1, 3), dtype=np.float32)
+
+
+def _different(a: _Grey, b: _Grey, thresholds: tuple[float, float], by: tuple[int, int]) -> float:
+    """Share of pixels on different sides of the thresholds with b moved, of those that are surely on one."""
+    height, width = a.shape
+    rows = [slice(max(0, by[0]), height + min(0, by[0])), slice(max(0, -by[0]), height - max(0, by[0]))]
+    columns = [slice(max(0, by[1]), width + min(0, by[1])), slice(max(0, -by[1]), width - max(0, by[1]))]
+    first, second = a[rows[0], columns[0]] - thresholds[0], b[rows[1], columns[1]] - thresholds[1]
+    sure = (np.abs(first) > UNSURE) & (np.abs(second) > UNSURE)
+    return float(((first > 0) != (second > 0))[sure].mean()) if sure.any() else 1.0
+
+
+def valid_area(pixels: torch.Tensor) -> torch.Tensor | None:
+    """Where (H, W) a photograph shows its scene, None for everywhere.
+
+    Registered brackets may fill what lies outside with pure blue; it counts as that where it takes half of an edge.
+    """
+    blue = (pixels == torch.tensor([0, 0, 255], dtype=torch.uint8)[:, None, None]).all(0)
+    edges = (blue[0], blue[-1], blue[:, 0], blue[:, -1])
+    return ~blue if any(float(edge.float().mean()) > 0.5 for edge in edges) else None

@@ -1,0 +1,90 @@
+"""Self-calibration of one camera from a bracket, and the radiance that the bracket holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fedpara.seeds import generator_for
+
+from . import response
+from .image_formation import CameraLayer, trusted
+from .network import SelfCalibrating
+from .predict import develop
+from .scenes import Photograph
+
+STEPS, PAIRS, PIXELS, RATE = 400, 8, 2048, 0.05
+
+
+def calibrate(photographs: Sequence[Photograph], seed: int = 0, steps: int = STEPS) -> CameraLayer:
+    """A camera fitted to an aligned bracket: pixels of one photograph developed and taken again at another's exposure.
+
+    The photographs' rows are their places. With one exposure alone there is nothing to fit, and the camera is the
+    default one, x^(1/2.2).
+    """
+    camera = CameraLayer(len(photographs))
+    if len({photo.exposure for photo in photographs}) < 2:
+        return camera
+    generator = generator_for(seed, "calibrate")
+    stack = torch.stack([photo.pixels.flatten(1) for photo in photographs])  # (J, 3, H·W)
+    valid = torch.stack(
+        [torch.ones(photo.size, dtype=torch.bool) if photo.valid is None else photo.valid for photo in photographs]
+    )
+    radius = photographs[0].radius.flatten()
+    known = ((stack > 2) & (stack < 253)).all(1) & valid.flatten(1)
+    places = (known.sum(0) > 1).nonzero()[:, 0]
+    if not len(places):
+        return camera
+    exposures = torch.tensor([photo.exposure for photo in photographs])
+    pairs = torch.tensor(
+        [(i, j) for i in range(len(exposures)) for j in range(len(exposures)) if exposures[i] != exposures[j]]
+    )
+    optimizer = torch.optim.Adam(camera.parameters(), lr=RATE)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    with torch.enable_grad():
+        for _ in range(steps):
+            chosen = places[torch.randint(len(places), (PIXELS,), generator=generator)]
+            first, second = pairs[torch.randint(len(pairs), (min(PAIRS, len(pairs)),), generator=generator)].T
+            where = radius[chosen].expand(len(first), 1, 1, -1)
+            x, y = (stack[own][..., chosen][:, :, None].float() / 255 for own in (first, second))
+            weight = (
+                trusted(x) * trusted(y) * (valid.flatten(1)[first] & valid.flatten(1)[second])[:, chosen][:, None, None]
+            )
+            view, target = (camera.view(exposures[own], own, where) for own in (first, second))
+            error = (camera(camera.develop(x, view), target) - y).square()
+            loss = (error * weight).sum() / weight.sum().clamp(min=1) + camera.regulariser()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    return camera.requires_grad_(False)
+
+
+def radiance(model: SelfCalibrating, photographs: Sequence[Photograph]) -> Tensor:
+    """ln H (3, H, W) of an aligned bracket: the mean of what the photographs tell, weighted by m(x).
+
+    What none of them has between the ends of the scale is the network's estimate: of bright pixels mostly from the
+    least exposed photographs, of dark ones from the most exposed.
+    """
+    low, high = (pick(photo.exposure for photo in photographs) for pick in (min, max))
+    total = weights = torch.zeros(photographs[0].pixels.shape)
+    for photo in photographs:
+        pixels = photo.pixels.float() / 255
+        away = torch.where(pixels > 0.5, photo.exposure - low, high - photo.exposure)
+        weight = trusted(pixels) + 1e-3 * 4.0**-away
+        if photo.valid is not None:
+            weight = weight * (photo.valid + 1e-9)
+        total = total + weight * develop(model, photo)
+        weights = weights + weight
+    return total / weights + grey(model.camera)
+
+
+def grey(camera: CameraLayer) -> Tensor:
+    """What to add to ln H (3, 1, 1) so that what the camera shows as mid grey is grey, as Debevec and Malik have it.
+
+    The channels' own scales are not in the photographs: each response is 1 where its own channel is full.
+    """
+    middle = response.develop(torch.full((1, 3, 1, 1), 0.5), camera.values()["response"][None])[0]
+    return middle.mean() - middle
