@@ -64,7 +64,8 @@ def _recipe_options() -> list[click.Parameter]:
 @click.argument("recipe")
 @click.option("--folder", type=click.Path(path_type=Path), help="Where the run is written [default: runs/RECIPE-DATE].")
 @click.option("--resume", is_flag=True, help="Continue after the last finished round of --folder (or of RECIPE).")
-def simulate(recipe: str, folder: Path | None, resume: bool, **keys: Any) -> None:
+@click.option("--profile", is_flag=True, help="Show where the seconds of the rounds went, and write profile.txt.")
+def simulate(recipe: str, folder: Path | None, resume: bool, profile: bool, **keys: Any) -> None:
     """Run a federation on this machine.
 
     RECIPE is a built-in name (fedpara recipes), a TOML file, or the folder of a run. Any key of the recipe can be given
@@ -85,8 +86,21 @@ def simulate(recipe: str, folder: Path | None, resume: bool, **keys: Any) -> Non
         click.get_current_context().args
     )
     run = local.simulate(recipe, folder=folder, resume=resume, **overrides)
+    if profile:
+        _profile(run, local)
     page = report.write(run)
     click.echo(f"report: {page}")
+
+
+def _profile(run: Any, local: Any) -> None:
+    """Show and keep where the seconds went."""
+    from .checkpoint import replace_file
+    from .device import find_device
+    from .profile import table
+
+    text = table(run.rounds, local.count_workers(run.recipe, str(find_device(run.recipe.device))))
+    replace_file(run.folder / "profile.txt", f"{text}\n".encode())
+    click.echo(text)
 
 
 @contextmanager

@@ -188,6 +188,7 @@ class Federation:
             "aggregate": round_to(aggregated_at - collected_at),
             "evaluate": round_to(time.perf_counter() - aggregated_at),
         }
+        row["client_seconds"] = _all_phases(result.seconds)
         held = self.grid.memory.save()
         extra = {"held": held, "run": self.grid.run_name}
         self.writer.finish_round(row, Checkpoint(round, self.model, self.strategy.state_dict(), extra))
@@ -404,6 +405,12 @@ def _client_phases(clients: list[Mapping[str, float]], elapsed: float) -> dict[s
     slowest = max(clients, key=lambda phases: sum(phases.values()), default={})
     wait = max(elapsed - sum(slowest.values()), 0.0)
     return {name: round_to(seconds) for name, seconds in {**slowest, "wait": wait}.items()}
+
+
+def _all_phases(clients: list[Mapping[str, float]]) -> dict[str, float]:
+    """Seconds by phase, of all clients together."""
+    names = dict.fromkeys(name for phases in clients for name in phases)
+    return {name: round_to(sum(phases.get(name, 0.0) for phases in clients)) for name in names}
 
 
 def _drop(dropped: list[dict[str, str]], client: str, reason: str) -> None:
