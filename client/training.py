@@ -15,6 +15,7 @@ from torch import nn
 from fedpara.config import Training
 from fedpara.errors import DataError, DeviceError
 from fedpara.layers import factorised_weights
+from fedpara.lean import spare_compiler
 from fedpara.sharing import local_names
 from fedpara.slices import at_share, drop_common_
 from fedpara.task import ClientData, Metrics, Task
@@ -23,6 +24,7 @@ from .methods import Method
 from .recorded import Recorder
 
 log = logging.getLogger("fedpara")
+spare_compiler()  # of this process, which trains as its first thing and perhaps its only one
 
 
 def train(

@@ -1,14 +1,11 @@
 """Imported once by the process that workers are forked from, so that each of them starts in milliseconds."""
 
 import gc
-from contextlib import suppress
 
 from .app import load
 
 gc.disable()
 try:
-    with suppress(Exception):  # torch's optimisers import it with their first step, which takes a second
-        import torch._dynamo  # noqa: F401
     load("client.app")
     load("simulations.local")
 finally:
