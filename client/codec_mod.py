@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import chain
 from pathlib import Path
 
-from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Error, Message, MessageType, RecordDict
 from flwr.clientapp.typing import ClientAppCallable
 from torch import Tensor
 
@@ -14,7 +14,7 @@ from fedpara.checkpoint import part
 from fedpara.codec import codec, encode_with_feedback
 from fedpara.errors import CodecError, FedparaError
 from fedpara.seeds import generator_for
-from fedpara.wire import ARRAYS, CONTROL, NOT_HELD, PACKED, SECONDS, SEED, SETTINGS, check_seed
+from fedpara.wire import ARRAYS, CONTROL, NOT_HELD, PACKED, SAYS, SECONDS, SEED, SETTINGS, check_seed
 
 from .arrays import packed_record, tensor_record, tensors_of
 from .runtime import Runtime, client_name, runtime_for, state_folder
@@ -56,7 +56,13 @@ def _answer(message: Message, context: Context, call_next: ClientAppCallable, wa
     except _NotHeldError as error:
         return Message(Error(NOT_HELD, str(error)), reply_to=message)
     except FedparaError as error:
-        return Message(Error(REFUSED, str(error)), reply_to=message)
+        return Message(Error(REFUSED, _signed(str(error), message, context)), reply_to=message)
+
+
+def _signed(reason: str, message: Message, context: Context) -> str:
+    """Why this client does not take part, with its name where the server cannot know it yet."""
+    name = context.node_config.get("client")
+    return f"{name}{SAYS}{reason}" if name and message.metadata.message_type == MessageType.QUERY else reason
 
 
 class _NotHeldError(CodecError):

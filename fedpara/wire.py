@@ -20,6 +20,7 @@ EXAMPLES = "num-examples"  # weight of a reply, the key that Flower's strategies
 ROUND = "server-round"
 FINE_TUNE = "fine-tune"  # epochs of training before an evaluation
 RANK_SHARE = "rank-share"  # of the common ranks, that a client holds
+SAYS = " says: "  # between a client's name and why it does not take part, in its answer to the roll-call
 RETRY = "retry"  # set in a message that is sent again
 NOT_HELD = 1002  # error code of a client that lacks the model which a broadcast is the difference to
 EVALUATION = "eval-"  # prefix of what a client measured on the model it received

@@ -119,7 +119,7 @@ class Federation:
             while not self._done():
                 here = roster.look()
                 self._check_shares()
-                self._round(len(self.writer.rows) + 1, here)
+                self._round(len(self.writer.rows) + 1, here, roster.refused)
                 lost = lost + 1 if self.writer.rows[-1]["replies"] < self.recipe.min_replies else 0
                 if lost >= LOST_ROUNDS and not self._done():
                     raise self._lost()
@@ -158,7 +158,7 @@ class Federation:
         goal, found = self.recipe.stop_at, row.get(self.measure)
         return goal is not None and found is not None and self.task.reached(found, goal)
 
-    def _round(self, round: int, roster: Mapping[str, int]) -> None:
+    def _round(self, round: int, roster: Mapping[str, int], refused: list[dict[str, str]]) -> None:
         started = time.perf_counter()
         recorded = len(self.writer.ledger)
         self.grid.count_late(round)
@@ -166,6 +166,7 @@ class Federation:
         asked = self._ask(round, cohort, roster)
         sent_at = time.perf_counter()
         result = self._new_round()
+        result.dropped += refused
         lacking = self._collect(asked, cohort, result)
         if lacking:  # what these held is lost: all of the model, once more
             self._collect(self._ask(round, lacking, roster, again=True), lacking, result, again=True)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 
 from fedpara.config import Recipe
 from fedpara.errors import FederationError, FedparaError, UpdateError
 from fedpara.slices import check_share
-from fedpara.wire import CONFIG, RANK_SHARE, ROUND
+from fedpara.wire import CONFIG, RANK_SHARE, ROUND, SAYS
 
 from .grid import CodedGrid
 
@@ -35,6 +35,13 @@ class Roster:
         # The in-process runtime knows its clients, and they are always there.
         self._known: dict[str, int] | None = getattr(grid.inner, "clients", None)
         self._here: dict[str, int] = {}
+        self._began = False
+        self._refused: dict[int, tuple[str, str]] = {}  # node -> the client's name, and why it does not take part
+
+    @property
+    def refused(self) -> list[dict[str, str]]:
+        """Who is connected and does not take part, with the reason."""
+        return [{"client": name, "reason": f"does not take part: {why}"} for name, why in self._refused.values()]
 
     def call(self) -> dict[str, int]:
         """Ask everybody, wait for the answers: names and nodes, in an order that depends on the names alone.
@@ -50,6 +57,7 @@ class Roster:
         self._ask(self._wait_for(self._recipe.clients))
         for reply in self._grid.replies(list(self._asked.values()), self._wait):
             self._enter(reply)
+        self._began = True
         self._check_enough(self._found, "answered", self._recipe.cohort)
         return self._taking_part(self._found)
 
@@ -61,11 +69,12 @@ class Roster:
         """
         if self._known is not None:
             return self._here
-        for reply in self._grid.pulls(self._asked.values()) if self._asked else []:
-            self._enter(reply)
         nodes, least = set(self._grid.get_node_ids()), self._recipe.min_replies
+        for reply in self._grid.pulls(self._asked.values()) if self._asked else []:
+            self._enter(reply, nodes)
         if len(nodes & set(self._found.values())) < least:
             nodes = set(self._wait_for(least))
+        self._refused = {node: refused for node, refused in self._refused.items() if node in nodes}
         self._asked = {node: message for node, message in self._asked.items() if node in nodes}
         self._ask(nodes - set(self._found.values()) - self._asked.keys())
         here = self._taking_part({name: node for name, node in self._found.items() if node in nodes})
@@ -75,7 +84,8 @@ class Roster:
     def _check_enough(self, found: dict[str, int], how: str, least: int) -> None:
         if len(found) < least:
             there = f"{len(found)} of {self._recipe.clients} clients {how}"
-            raise FederationError(f"{there}, a round needs {least}: start the others, then resume")
+            why = "".join(f"; {name} does not take part: {why}" for name, why in self._refused.values())
+            raise FederationError(f"{there}, a round needs {least}: start the others, then resume{why}")
 
     def _taking_part(self, found: dict[str, int]) -> dict[str, int]:
         return {name: found[name] for name in sorted(found) if self._grid.shares.get(name, 1.0)}
@@ -86,17 +96,25 @@ class Roster:
         ids = self._grid.push_messages([Message(content, node, MessageType.QUERY) for node in asked])
         self._asked |= {node: found for node, found in zip(asked, ids, strict=True) if found}
 
-    def _enter(self, reply: Message) -> None:
+    def _enter(self, reply: Message, connected: Container[int] = ()) -> None:
+        """Take in who answered the roll-call, if it can take part. ``connected``: nodes that are here now."""
         node = reply.metadata.src_node_id
         self._asked.pop(node, None)
         try:
             self._grid.open(reply)
             name, share = _introduction(reply)
+            before = self._found.get(name, node)
+            if before != node and before in connected:  # a node with a new key may take the place of one that is gone
+                raise UpdateError(f"another node is called '{name}' already: give each its own name or partition-id")
         except FedparaError as error:
-            log.warning("node %d does not take part: %s", node, error)
+            name, why = _refusal(reply, str(error), f"node {node}")
+            self._refused[node] = name, why
+            log.warning("%s does not take part: %s", name, why)
             return
-        if self._found.get(name, node) != node:
+        if before != node and not self._began:
             raise FederationError(f"two nodes call themselves '{name}': give each its own name or partition-id")
+        self._refused.pop(node, None)
+        self._grid.names.pop(before, None)
         self._found[name] = node
         self._grid.names[node] = name
         self._grid.shares[name] = share
@@ -110,6 +128,15 @@ class Roster:
             seen = len(nodes)
             time.sleep(0.5)
         return nodes
+
+
+def _refusal(reply: Message, error: str, node: str) -> tuple[str, str]:
+    """The client's name, as far as it gave it, and why it does not take part."""
+    if reply.has_content():
+        record = reply.content.config_records.get(CONFIG, {})
+        return str(record.get("client") or node), error
+    name, says, why = error.partition(SAYS)
+    return (name, why) if says else (node, error)
 
 
 def _introduction(reply: Message) -> tuple[str, float]:

@@ -38,12 +38,16 @@ def init(plan_file: Path, output: Path) -> dict[Path, bool]:
     be carried to the server's ``nodes``, where the server's folder has left this machine.
 
     Raises:
-        ConfigError: the plan or its recipe is not valid, or the authority's key is gone and new folders need it.
+        ConfigError: the plan or its recipe is not valid, the output cannot be a folder, or the authority's key is gone
+            and new folders need it.
     """
     plan = read_plan(plan_file)
     source = plan_file.parent / plan.recipe
     recipe = _recipe(plan, source if source.is_file() else find_recipe(plan.recipe))
-    output.mkdir(parents=True, exist_ok=True)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"the folder {output} cannot be made: {error.strerror}: choose another --output") from None
     authority, server = output / "authority", output / "server"
     written = {authority: _new(authority, partial(_authority, plan=plan))}
     written[server] = _new(server, partial(_server, plan=plan, recipe=recipe, authority=authority))

@@ -15,9 +15,11 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import start_http_server
 from prometheus_client.registry import Collector, CollectorRegistry
 
+from ..errors import ConfigError
 from ..run import read_rows
 
 KINDS = {  # of reasons why a client was dropped: what stands in the reason, and the name of its kind
+    "does not take part": "does not take part",
     "no answer within": "no answer",
     "not waited for": "not needed",
     "times the cohort's median": "stands out",
@@ -28,10 +30,17 @@ KINDS = {  # of reasons why a client was dropped: what stands in the reason, and
 
 
 def serve(port: int, collector: Collector) -> None:
-    """Answer Prometheus on ``/metrics`` of this port, on loopback, from a thread."""
+    """Answer Prometheus on ``/metrics`` of this port, on loopback, from a thread.
+
+    Raises:
+        ConfigError: the port is taken.
+    """
     registry = CollectorRegistry()
     registry.register(collector)
-    start_http_server(port, addr="127.0.0.1", registry=registry)
+    try:
+        start_http_server(port, addr="127.0.0.1", registry=registry)
+    except OSError as error:
+        raise ConfigError(f"metrics-port = {port}: {error.strerror}: set another one in deploy.toml") from None
 
 
 class ServerMetrics(Collector):

@@ -14,6 +14,7 @@ from ..errors import ConfigError
 
 FACTS = "deploy.toml"  # the file that says what a folder is for
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?")
+_PATH = re.compile(r"/[\w./-]*")  # goes into units and nginx.conf, where blanks and % mean something
 _HOST = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)(?:\.(?!-)[A-Za-z0-9-]{1,63}(?<!-))*")
 
 
@@ -98,6 +99,8 @@ def read_plan(path: Path) -> Plan:
     Raises:
         ConfigError: no such file, an unknown key, a value that is not allowed, a name given twice.
     """
+    if not path.is_file():
+        raise ConfigError(f"no plan at {path}: give a TOML file; 'fedpara deploy init --help' shows an example")
     table = normalise(load_toml(path))
     listed = table.pop("clients", [])
     if not isinstance(listed, list) or not all(isinstance(item, dict) for item in listed):
@@ -118,6 +121,8 @@ def _check(plan: Plan, clients: tuple[Node, ...], path: Path) -> None:
         raise ConfigError(f"{path}: server.host is missing: the name or address at which the nodes reach the server")
     for name in (plan.server.host, *plan.server.addresses):
         check_host(name)
+    if not _PATH.fullmatch(plan.path):
+        raise ConfigError(f"path = '{plan.path}': an absolute one of letters, digits, '.', '_' and '-' is needed")
     names = [client.name for client in clients]
     for name in (plan.name, *names):
         if not _NAME.fullmatch(name):

@@ -24,7 +24,7 @@ from ..live import LiveTable
 from ..run import Run, read_rows
 from ..task import load_task
 from .plan import ServerFacts, read_facts
-from .start import environment, prepare
+from .start import environment, only_one, prepare
 
 CONNECTION = "federation"  # the SuperLink's name in Flower's own configuration
 TRIES = 5  # that end without a further round, before a person has to look
@@ -43,13 +43,19 @@ def run(folder: Path, *, wait: float = 300.0) -> Run:
         wait: seconds to wait for a SuperLink that is not there.
 
     Raises:
-        ConfigError: not a server's folder.
+        ConfigError: not a server's folder, or another process does this for it already.
         FederationError: no SuperLink, or several tries that ended without a further round.
     """
     folder = folder.resolve()
     facts = read_facts(folder)
     if not isinstance(facts, ServerFacts):
         raise ConfigError(f"{folder} is a client's folder: training is started on the server")
+    prepare(folder)
+    with only_one(folder, "run"):
+        return _train(folder, facts, wait)
+
+
+def _train(folder: Path, facts: ServerFacts, wait: float) -> Run:
     if facts.metrics_port:
         from .metrics import ServerMetrics, serve
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import ConfigError
@@ -48,20 +50,44 @@ def start(folder: Path, tell: Callable[[str], None]) -> int:
     found = Path(sys.executable).parent / program
     if not found.is_file():
         raise ConfigError(f"{program} is not beside {sys.executable}: install flwr in the same environment as fedpara")
-    line = [sys.executable, "-m", "fedpara.deploy.program", str(found), *arguments]
-    supervisor = Supervisor(line, prepare(folder), environment(folder))
-    if isinstance(facts, ServerFacts):  # a port that is taken stays so: whoever started it decides
-        return supervisor.once()
-    if facts.metrics_port:
-        from .metrics import NodeMetrics, serve
+    line = [sys.executable, "-m", "fedpara.deploy.program", str(os.getpid()), str(found), *arguments]
+    empty = prepare(folder)
+    with only_one(folder, "start"):
+        supervisor = Supervisor(line, empty, environment(folder))
+        if isinstance(facts, ServerFacts):  # a port that is taken stays so: whoever started it decides
+            return supervisor.once()
+        if facts.metrics_port:
+            from .metrics import NodeMetrics, serve
 
-        serve(facts.metrics_port, NodeMetrics(folder))
-    return supervisor.forever(
-        lambda code, pause: tell(
-            f"the SuperNode ended with exit code {code}: either its key is not registered yet, or the server still "
-            f"holds its predecessor, or cannot be reached (fedpara deploy check says which); again in {pause:g} s"
+            serve(facts.metrics_port, NodeMetrics(folder))
+        return supervisor.forever(
+            lambda code, pause: tell(
+                f"the SuperNode ended with exit code {code}: either its key is not registered yet, or the server still "
+                f"holds its predecessor, or cannot be reached (fedpara deploy check says which); again in {pause:g} s"
+            )
         )
-    )
+
+
+@contextmanager
+def only_one(folder: Path, what: str) -> Iterator[None]:
+    """Hold a folder's lock, which ends with this process however it ends.
+
+    Raises:
+        ConfigError: another process holds it.
+    """
+    with (folder / "work" / f"{what}.lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise ConfigError(
+                f"'fedpara deploy {what}' runs for {folder} already, as process {lock.read().strip() or 'unknown'}: "
+                "stop that one first"
+            ) from None
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
+        yield
 
 
 def prepare(folder: Path) -> Path:

@@ -1,8 +1,10 @@
 """A fault campaign on real processes: `python -m simulations.benchmarks.faults`.
 
-A server and three clients of `fedpara deploy init` train the digits on loopback, over TLS and with keys. One fault
-after the other is injected into a round, at a moment and on a client drawn from the seed; each is over when a later
-round has every reply again. At the end the model is compared with that of the undisturbed run.
+Servers with three clients each, from the files of `fedpara deploy init`, train the digits on loopback, over TLS and
+with keys: several federations at a time, since most of a fault is waiting. The faults are dealt out among them. In
+each, one after the other is injected into a round, at a moment and on a client drawn from the seed, and is over when a
+later round has every reply again. At the end each model is compared with that of the undisturbed run after as many
+rounds.
 """
 
 from __future__ import annotations
@@ -11,35 +13,40 @@ import argparse
 import contextlib
 import os
 import random
-import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 import fedpara as fp
 from fedpara.config import read_recipe
 from fedpara.deploy.plan import ServerFacts, read_facts
 from fedpara.deploy.run import SuperLink
+from fedpara.live import LiveTable
 
 from .loopback import Loopback, free_port
 from .wire import Wire
 
-DEADLINE = 30.0  # seconds that a round waits for replies
+DEADLINE = 45.0  # seconds that a round waits for replies
 LIMIT = DEADLINE + 180.0  # seconds after which a fault counts as one that hangs
+AWAY = 9  # rounds that pass until the server takes a node for gone, which takes it about a minute
 TAMPERED = Path(__file__).parent / "tampered"
 
 
 class Campaign:
-    """The federation under attack."""
+    """A federation under attack."""
 
     def __init__(self, folder: Path, rounds: int, seed: int) -> None:
+        folder.mkdir()
         self.random = random.Random(seed)
         self.loop = Loopback(folder, changes={"rounds": rounds, "epochs": 1, "deadline": DEADLINE})
         self.wires = {name: Wire(self.loop.port) for name in self.loop.names}
@@ -101,6 +108,7 @@ class Fault:
     name: str
     act: Act
     seconds: float = 0.0
+    rounds: int = 4  # that it may last, until one is whole again
 
 
 def killed(owner: str, program: str, again: Callable[[Campaign], None] | None = None) -> Act:
@@ -163,6 +171,41 @@ def stopped(program: str) -> Act:
                 os.kill(pid, signal.SIGCONT)
 
     return act
+
+
+@contextlib.contextmanager
+def renewed(campaign: Campaign) -> Iterator[None]:
+    """The server's certificate is renewed by the same authority, and the SuperLink started again."""
+    from fedpara.deploy.folders import _load_authority
+    from fedpara.deploy.keys import write_server_certificate
+
+    loop = campaign.loop
+    with tempfile.TemporaryDirectory() as fresh:
+        write_server_certificate(Path(fresh), _load_authority(loop.out / "authority"), ("localhost", "127.0.0.1"), 30)
+        for name in ("server.pem", "server.key"):
+            shutil.copy(Path(fresh) / name, loop.server / name)
+    loop.stop("server")
+    loop.start_server()
+    yield
+
+
+@contextlib.contextmanager
+def doubled(campaign: Campaign) -> Iterator[None]:
+    """A client's folder is copied, and a second node runs with its key."""
+    loop = campaign.loop
+    folder = copied(loop, campaign.victim, "double")
+    loop.start("double", "start", str(folder))
+    yield
+    loop.stop("double")
+    shutil.rmtree(folder)
+
+
+def copied(loop: Loopback, name: str, other: str) -> Path:
+    """A copy of a client's folder, for a node beside it."""
+    folder = loop.out / f"client-{other}"
+    shutil.copytree(loop.client(name), folder, ignore=shutil.ignore_patterns("state", "work", "flwr"))
+    loop.set(other, "node-port", free_port())  # or it ends before it has tried
+    return folder
 
 
 def tampered(kind: str) -> Act:
@@ -230,9 +273,10 @@ def damaged(campaign: Campaign) -> Iterator[None]:
 def faults() -> list[Fault]:
     """Every fault of the campaign, in the order in which they are injected."""
     kills = [
-        Fault("kill -9 of a SuperNode", killed("client", "flower-supernode")),
+        Fault("kill -9 of a SuperNode", killed("client", "flower-supernode"), rounds=AWAY),
         Fault("kill -9 of a ClientApp", killed("client", "flwr-clientapp")),
-        Fault("power cut of a client", killed("client", "", client_again)),
+        Fault("kill -9 of deploy start of a client", killed("client", "deploy\0start", client_again), rounds=AWAY),
+        Fault("power cut of a client", killed("client", "", client_again), rounds=AWAY),
         Fault("kill -9 of the ServerApp", killed("server", "flwr-serverapp")),
         Fault("kill -9 of the SuperLink", killed("server", "flower-superlink", server_again)),
         Fault("kill -9 of deploy run", killed("run", "", training_again)),
@@ -241,18 +285,23 @@ def faults() -> list[Fault]:
     others = [
         Fault("a ClientApp stops for 20 s", stopped("flwr-clientapp"), 20),
         Fault("a SuperNode stops for 20 s", stopped("flower-supernode"), 20),
+        Fault("a SuperNode stops for a minute", stopped("flower-supernode"), 60, AWAY),
+        Fault("two nodes with one key for 30 s", doubled, 30),
         Fault("every connection of a client is cut", cut()),
         Fault("a connection is cut in mid-upload", cut(20_000)),
-        Fault("a connection is refused for 15 s", line(refused=True), 15),
-        Fault("a connection is half-open for 20 s", line(held=True), 20),
+        Fault("a connection is refused for 15 s", line(refused=True), 15, AWAY),
+        Fault("a connection is half-open for 20 s", line(held=True), 20, AWAY),
+        Fault("a line changes bytes for 15 s", line(corrupt=True), 15, AWAY),
         Fault("a line of 20 kB/s", line(rate=20_000.0)),
         Fault("a client's disk is full", full(of_server=False)),
         Fault("the server's disk is full for 15 s", full(of_server=True), 15),
         Fault("the newest checkpoint is cut off", damaged),
+        Fault("the server's certificate is renewed", renewed),
     ]
     kinds = ["garbage", "truncated", "a flipped bit", "empty", "huge", "not a number", "far away", "negative weight"]
-    kinds += ["other code", "sent twice", "raises", "killed", "exits", "out of memory", "hangs", "a clock ahead"]
-    return [*kills, *others, *(Fault(f"a reply: {kind}", tampered(kind)) for kind in kinds), *kills]
+    kinds += ["other code", "sent twice", "of an earlier round", "raises", "killed", "exits", "out of memory", "hangs"]
+    replies = [Fault(f"a reply: {kind}", tampered(kind)) for kind in kinds]
+    return [*kills, *others, *replies, Fault("a node's clock is an hour ahead", tampered("a clock ahead")), *kills]
 
 
 def inject(campaign: Campaign, fault: Fault) -> dict[str, Any]:
@@ -292,11 +341,8 @@ def strangers(campaign: Campaign) -> list[dict[str, Any]]:
         "a key that nobody registered": _new_key,
         "another federation's authority": _new_authority,
     }.items():
-        folder = loop.out / "client-stranger"
-        shutil.copytree(loop.client(loop.names[0]), folder, ignore=shutil.ignore_patterns("state", "work", "flwr"))
+        folder = copied(loop, loop.names[0], "stranger")
         change(folder)
-        file = folder / "deploy.toml"  # a port of its own, or it ends before it has tried
-        file.write_text(re.sub(r"^node-port = \d+", f"node-port = {free_port()}", file.read_text(), flags=re.M))
         shown = loop.fedpara("deploy", "check", str(folder), code=1)
         loop.start("stranger", "start", str(folder))
         time.sleep(20)
@@ -305,7 +351,11 @@ def strangers(campaign: Campaign) -> list[dict[str, Any]]:
         loop.stop("stranger")
         shutil.rmtree(folder)
         reason = next(text for text in shown.splitlines() if text.startswith("FAIL"))
-        found.append({"fault": what, "client": "stranger", "got_in": got_in, "reasons": [reason]})
+        outcome = "got in" if got_in else f"did not get in; deploy check: {reason}"
+        found.append(
+            {"fault": what, "client": "stranger", "seconds": "–", "rounds_not_whole": "–"}
+            | {"resumed": "–", "reasons": [outcome]}
+        )
     return found
 
 
@@ -322,42 +372,94 @@ def _new_authority(folder: Path) -> None:
     write_authority(folder, "another")
 
 
+ROW = "| {fault} | {client} | {seconds} | {rounds_not_whole} | {resumed} | {reasons} |"
+
+
+class Federation(threading.Thread):
+    """A campaign with its share of the faults; what it found, and what ended it early, if anything did."""
+
+    def __init__(self, campaign: Campaign, share: list[Fault], rounds: int, with_strangers: bool) -> None:
+        super().__init__()
+        self.campaign, self.share, self.rounds, self.with_strangers = campaign, share, rounds, with_strangers
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            self._run()
+        except BaseException as error:  # told at the end: the others go on
+            self.error = error
+
+    def _run(self) -> None:
+        loop = self.campaign.loop
+        self.campaign.start()
+        loop.wait_for_round(1, 400)
+        for fault in self.share:
+            show(inject(self.campaign, fault))
+        if self.with_strangers:
+            for row in strangers(self.campaign):
+                show(row)
+        loop.wait_for_round(self.rounds, 60.0 * self.rounds)
+        loop.wait(lambda: loop.processes["run"].poll() is not None, 120, "the end")
+
+
+def show(row: dict[str, Any]) -> None:
+    print(ROW.format(**row | {"reasons": "; ".join(row["reasons"]) or "–"}), flush=True)
+
+
+def deal(chosen: list[Fault], federations: int) -> list[list[Fault]]:
+    """Every so many-th fault to each: those that take long stand together in the list."""
+    return [share for place in range(federations) if (share := chosen[place::federations])]
+
+
+def possible(fault: Fault, campaign: Campaign) -> bool:
+    return "disk is full" not in fault.name or len(campaign.mounted) == len(campaign.disks)
+
+
+def compare(folder: Path, federations: list[Federation]) -> None:
+    """Each federation's model beside that of the undisturbed run."""
+    recipe = read_recipe(federations[0].campaign.loop.server / "recipe.toml")
+    alone = fp.simulate(recipe, folder=folder / "alone", observer=LiveTable(Console(quiet=True))).rounds[-1]["accuracy"]
+    print(
+        "\n| federation | faults | rounds | of them not whole | resumed | accuracy | undisturbed | tracebacks shown |"
+    )
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    for place, own in enumerate(federations, 1):
+        rows, clients = own.campaign.loop.rows(), len(own.campaign.loop.names)
+        cells = [place, len(own.share), len(rows), sum(row["replies"] < clients for row in rows)]
+        cells += [own.campaign.resumed(), f"{100 * rows[-1]['accuracy']:.2f} %", f"{100 * alone:.2f} %"]
+        print("|", *(f"{cell} |" for cell in [*cells, ", ".join(own.campaign.tracebacks()) or "none"]))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", help="faults whose names hold this text")
     parser.add_argument("--repeats", type=int, default=1, help="how often each is injected")
+    parser.add_argument("--federations", type=int, default=3, help="at a time")
     options = parser.parse_args()
     chosen = [fault for fault in faults() if (options.only or "") in fault.name] * options.repeats
-    rounds = 3 * len(chosen) + 4
-    with tempfile.TemporaryDirectory() as name:
+    shares = deal(chosen, options.federations)
+    rounds = 4 + max(sum(fault.rounds for fault in share) for share in shares)
+    with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as closing:
         folder = Path(name)
-        campaign = Campaign(folder, rounds, options.seed)
+        federations = []
+        for place, share in enumerate(shares):
+            campaign = Campaign(folder / str(place), rounds, options.seed + place)
+            closing.callback(campaign.close)
+            here = [fault for fault in share if possible(fault, campaign)]
+            if len(here) < len(share):
+                print("small disks may not be mounted here: faults of full disks are left out", file=sys.stderr)
+            federations.append(Federation(campaign, here, rounds, with_strangers=not place))
         print("| fault | client | seconds | rounds not whole | resumed | what the server said |", flush=True)
         print("| --- | --- | --- | --- | --- | --- |", flush=True)
-        if len(campaign.mounted) < len(campaign.disks):
-            print("small disks may not be mounted here: faults of full disks are left out", file=sys.stderr)
-            chosen = [fault for fault in chosen if "disk is full" not in fault.name]
-        try:
-            campaign.start()
-            campaign.loop.wait_for_round(1, 240)
-            for fault in chosen:
-                row = inject(campaign, fault)
-                said = "; ".join(row["reasons"]) or "–"
-                cells = [row[key] for key in ("fault", "client", "seconds", "rounds_not_whole", "resumed")]
-                print("|", *(f"{cell} |" for cell in cells), f"{said} |", flush=True)
-            for row in strangers(campaign):
-                said = "got in" if row["got_in"] else f"did not get in; deploy check: {row['reasons'][0]}"
-                print(f"| {row['fault']} | stranger | – | – | – | {said} |", flush=True)
-            campaign.loop.wait_for_round(rounds, 60.0 * rounds)
-            campaign.loop.wait(lambda: campaign.loop.processes["run"].poll() is not None, 120, "the end")
-            run = fp.Run(campaign.loop.server / "run")
-            alone = fp.simulate(read_recipe(campaign.loop.server / "recipe.toml"), folder=folder / "alone")
-            for what, own in (("disturbed", run), ("undisturbed", alone)):
-                print(f"{what}: accuracy {100 * own.rounds[-1]['accuracy']:.2f} % after {len(own.rounds)} rounds")
-            print(f"programs that showed a traceback: {', '.join(campaign.tracebacks()) or 'none'}")
-        finally:
-            campaign.close()
+        for federation in federations:
+            federation.start()
+        for federation in federations:
+            federation.join()
+        compare(folder, federations)
+        broken = [federation.error for federation in federations if federation.error]
+        if broken:
+            raise SystemExit("\n".join(str(error) for error in broken))
 
 
 if __name__ == "__main__":

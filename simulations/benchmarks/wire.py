@@ -17,12 +17,13 @@ class Wire:
         rate: bytes a second each way; 0: as fast as it goes.
         held: whether what arrives is kept back, both ways, as on a line that died without a word.
         refused: whether new connections are closed at once.
+        corrupt: whether a byte of all that arrives is changed, both ways.
         up, down: bytes that passed towards the server and back.
     """
 
     def __init__(self, target: int) -> None:
         self._target = target
-        self.rate, self.held, self.refused = 0.0, False, False
+        self.rate, self.held, self.refused, self.corrupt = 0.0, False, False, False
         self.up = self.down = 0
         self._counting = threading.Lock()
         self._cut_after: int | None = None
@@ -66,6 +67,8 @@ class Wire:
                     time.sleep(0.05)
                 if self.rate:
                     time.sleep(len(data) / self.rate)
+                if self.corrupt:
+                    data = data[:-1] + bytes([data[-1] ^ 1])
                 with self._counting:
                     setattr(self, way, getattr(self, way) + len(data))
                 if self._cut_after is not None and self.up >= self._cut_after:

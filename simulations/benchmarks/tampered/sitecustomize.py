@@ -20,14 +20,23 @@ def mode():
 
 def tamper_blob(blob):
     kind = mode()
+    if not kind:
+        with open(os.environ["FEDPARA_TAMPER"] + ".blob", "wb") as file:
+            file.write(blob)
     changed = {
         "garbage": lambda: os.urandom(len(blob)),
         "truncated": lambda: blob[: len(blob) // 2],
         "a flipped bit": lambda: blob[:200] + bytes([blob[200] ^ 1]) + blob[201:],
         "empty": lambda: b"",
         "huge": lambda: blob + bytes(50_000_000),
+        "of an earlier round": earlier_blob,
     }
     return changed[kind]() if kind in changed else blob
+
+
+def earlier_blob():
+    with open(os.environ["FEDPARA_TAMPER"] + ".blob", "rb") as file:
+        return file.read()
 
 
 def tamper_reply(reply):
