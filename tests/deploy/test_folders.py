@@ -12,13 +12,14 @@ import subprocess
 import tomllib
 
 import pytest
+import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key, load_ssh_public_key
 
 from fedpara.config import read_recipe
 from fedpara.deploy.folders import init
 from fedpara.deploy.plan import NodeFacts, ServerFacts, read_facts, read_plan
-from fedpara.deploy.start import command, environment, node_config
+from fedpara.deploy.start import command, environment, node_config, only_one, prepare
 from fedpara.errors import ConfigError
 
 PLAN = """
@@ -221,6 +222,9 @@ def test_a_server_folder_that_was_carried_away_is_signed_by_the_same_authority(t
         (('host = "fl.example.org"', 'host = "https://fl.example.org"'), "without https"),
         (('host = "fl.example.org"', ""), "server.host is missing"),
         (("port = 443", "port = 9091"), "must differ"),
+        (('recipe = "digits"', 'path = "opt/fedpara"'), "path = 'opt/fedpara': an absolute one"),
+        (('recipe = "digits"', 'path = "/opt/fed para"'), "path = '/opt/fed para': an absolute one"),
+        (('name = "north"', 'name = "Klinik Süd"'), "name 'Klinik Süd'"),
         (("port = 443", "port = 70000"), "outside its range"),
         (("partition = 1", "partition = 2"), "partitions are"),
         (('recipe = "digits"', 'recipe = "digit"'), "did you mean 'digits'"),
@@ -240,7 +244,7 @@ def test_a_plan_that_cannot_be_says_why_and_writes_nothing(change, message, tmp_
 def test_a_plan_without_clients_or_that_is_no_file(tmp_path):
     with pytest.raises(ConfigError, match="no clients"):
         read_plan(write(tmp_path, '[server]\nhost = "a"\n'))
-    with pytest.raises(ConfigError, match=r"nowhere\.toml"):
+    with pytest.raises(ConfigError, match=r"no plan at .*nowhere\.toml"):
         read_plan(tmp_path / "nowhere.toml")
 
 
@@ -253,6 +257,47 @@ def test_facts_that_were_broken_by_hand_are_a_config_error(text, tmp_path):
         read_facts(tmp_path)
     with pytest.raises(ConfigError, match=r"holds no deploy\.toml"):
         read_facts(tmp_path / "nowhere")
+
+
+def test_an_output_that_cannot_be_a_folder(tmp_path):
+    plan = write(tmp_path)
+    for output in (plan, plan / "below"):
+        with pytest.raises(ConfigError, match="choose another --output"):
+            init(plan, output)
+
+
+def test_one_program_runs_for_a_folder(made):
+    prepare(made / "server")
+    with only_one(made / "server", "run"):
+        with (
+            pytest.raises(ConfigError, match=rf"'fedpara deploy run' runs for .*already, as process {os.getpid()}:"),
+            only_one(made / "server", "run"),
+        ):
+            pass
+        with only_one(made / "server", "start"):
+            pass
+    with only_one(made / "server", "run"):
+        pass
+
+
+def test_compose_files_are_yaml_that_mounts_the_folder_alone_and_opens_one_port(made):
+    server = yaml.safe_load((made / "server" / "compose.yaml").read_text())
+    assert server["services"].keys() == {"superlink", "proxy", "run"}
+    assert {tuple(service["volumes"]) for service in server["services"].values()} == {(".:/deploy",)}
+    assert [service.get("ports") for service in server["services"].values()] == [["443:443"], None, None]
+    client = yaml.safe_load((made / "client-north" / "compose.yaml").read_text())
+    assert client["services"].keys() == {"node"}
+    assert "ports" not in client["services"]["node"]
+
+
+@pytest.mark.skipif(not shutil.which("nginx"), reason="nginx is not on this machine")
+def test_nginx_accepts_its_configuration(made, tmp_path):
+    folder = shutil.copytree(made / "server", tmp_path / "server")
+    (folder / "work").mkdir(exist_ok=True)
+    command = ["nginx", "-t", "-p", str(folder), "-c", str(folder / "nginx.conf")]
+    tested = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert tested.returncode == 0, tested.stderr
+    assert "warn" not in tested.stderr
 
 
 def test_versions_are_written_down(made):

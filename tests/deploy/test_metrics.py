@@ -12,6 +12,7 @@ from fedpara.config import read_recipe
 from fedpara.deploy.folders import init
 from fedpara.deploy.metrics import NodeMetrics, ServerMetrics, kind_of, serve
 from fedpara.deploy.plan import read_facts
+from fedpara.errors import ConfigError
 from simulations.benchmarks.loopback import free_port
 from simulations.local import LocalGrid, local_grid
 from tests.conftest import SMALL, Silent
@@ -46,6 +47,13 @@ def test_the_servers_figures_are_the_runs(tmp_path):
 def test_a_run_that_has_not_begun_has_no_figures_yet(tmp_path):
     assert scraped(ServerMetrics(tmp_path))["fedpara_round",] == 0
     assert scraped(NodeMetrics(tmp_path))["fedpara_node_round",] == 0
+
+
+def test_a_port_that_is_taken_is_a_config_error(tmp_path):
+    port = free_port()
+    serve(port, NodeMetrics(tmp_path))
+    with pytest.raises(ConfigError, match=rf"metrics-port = {port}: .*set another one"):
+        serve(port, NodeMetrics(tmp_path))
 
 
 class Logging(LocalGrid):

@@ -1,7 +1,10 @@
 """A program that is done ends, whatever threads it left behind."""
 
+import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -22,8 +25,40 @@ STUCK = "import threading, time; threading.Thread(target=time.sleep, args=(300,)
 def test_it_ends_with_its_own_code(tmp_path, stuck, ending, code):
     script = tmp_path / "program"
     script.write_text(f"import sys\n{stuck}assert sys.argv[1:] == ['--port', '1'], sys.argv\n{ending}\n")
-    command = [sys.executable, "-m", "fedpara.deploy.program", str(script), "--port", "1"]
+    command = [sys.executable, "-m", "fedpara.deploy.program", str(os.getpid()), str(script), "--port", "1"]
     ended = subprocess.run(command, timeout=60, capture_output=True, text=True, check=False)
     assert ended.returncode == code, ended.stderr
     if "why" in ending:
         assert "it said why" in ended.stderr
+
+
+SUPERVISOR = """
+import os, subprocess, sys
+child = subprocess.Popen([sys.executable, "-m", "fedpara.deploy.program", str(os.getpid()), sys.argv[1]],
+                         start_new_session=True)
+print(child.pid, flush=True)
+child.wait()
+"""
+DEAF = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+
+
+@pytest.mark.parametrize("deaf", ["", DEAF])
+def test_it_ends_with_a_supervisor_that_was_killed(tmp_path, deaf):
+    script = tmp_path / "program"
+    script.write_text(f"{deaf}import time\ntime.sleep(300)\n")
+    with subprocess.Popen([sys.executable, "-c", SUPERVISOR, str(script)], stdout=subprocess.PIPE) as supervisor:
+        child = int(supervisor.stdout.readline())
+        assert running(child)
+        supervisor.send_signal(signal.SIGKILL)
+    end = time.monotonic() + 60
+    while running(child):
+        assert time.monotonic() < end, "it stayed"
+        time.sleep(0.1)
+
+
+def running(pid):
+    try:
+        os.kill(pid, 0)
+        return True
+    except ProcessLookupError:
+        return False

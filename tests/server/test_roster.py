@@ -73,6 +73,51 @@ def test_two_clients_of_one_name_are_refused(remote, monkeypatch):
         Roster(coded(remote), RECIPE, wait=1).call()
 
 
+def test_a_newcomer_with_a_name_that_is_taken_is_refused_and_the_others_go_on(remote, monkeypatch):
+    names = dict(zip(remote.nodes, ["north", "south", "west", "north"], strict=True))
+    monkeypatch.setattr("client.app.client_name", lambda runtime, context: names[remote.nodes[place(context)]])
+    remote.connected = remote.nodes[:3]
+    roster = Roster(coded(remote), RECIPE, wait=1)
+    assert list(roster.call()) == ["north", "south", "west"]
+    remote.connected = list(remote.nodes)
+    roster.look()
+    assert roster.look()["north"] == remote.nodes[0]
+    assert [(one["client"], "already: give each its own" in one["reason"]) for one in roster.refused] == [
+        ("north", True)
+    ]
+    remote.connected = remote.nodes[1:]  # with a new key, the client has a new node: the old one is gone
+    roster.look()
+    assert roster.look()["north"] == remote.nodes[3]
+    assert roster.refused == []
+
+
+def place(context):
+    return context.node_config["partition-id"]
+
+
+def test_who_cannot_take_part_is_named_with_its_reason(remote, monkeypatch, tmp_path):
+    broken = remote.nodes[0]
+    whole = remote._context
+
+    def context(node):
+        made = whole(node)
+        if node == broken:
+            made.node_config |= {"client": "north", "device": "cuda:77"}
+        return made
+
+    monkeypatch.setattr(remote, "_context", context)
+    run = Federation(remote, RECIPE, tmp_path / "run", Silent()).run()
+    assert all(row["replies"] == 2 for row in run.rounds)
+    for row in run.rounds:
+        (refused,) = row["dropped"]
+        assert refused["client"] == "north"
+        assert "does not take part: " in refused["reason"]
+        assert "cuda:77" in refused["reason"]
+    remote.connected = [broken]
+    with pytest.raises(FederationError, match="0 of 4 clients answered.*; north does not take part: .*cuda:77"):
+        Roster(coded(remote), RECIPE, wait=0.1).call()
+
+
 def test_a_client_of_another_version_is_left_out(remote, monkeypatch):
     monkeypatch.setattr("server.grid.code_hash", lambda: "00000000")
     with pytest.raises(FederationError, match="0 of 4 clients answered"):
