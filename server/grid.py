@@ -17,6 +17,7 @@ from client.arrays import packed_record
 from fedpara.aggregate import squared_distance
 from fedpara.app import code_hash
 from fedpara.codec import codec
+from fedpara.codec.container import OVERHEAD
 from fedpara.config import Recipe, client_settings
 from fedpara.errors import FedparaError, UpdateError
 from fedpara.ledger import Direction, Ledger
@@ -40,6 +41,7 @@ from .messages import Sizes, metrics, one_line, packed, seconds
 from .pulls import Pulls
 
 State = dict[str, Tensor]
+REMEMBERED = 10_000  # payloads that are recognised when they come again
 DROPPED = 1001  # error code of a reply that was refused on arrival
 
 
@@ -138,6 +140,7 @@ class CodedGrid(Grid):
         self._downlink, self._uplink = codec(recipe.downlink), codec(recipe.uplink)
         self._differs = recipe.differences and self._downlink.scheme.differences
         self._sent: dict[str, _Sent] = {}
+        self._answers: dict[bytes, bytes] = {}  # the header of a payload that came in, and of what it answered
         self._sizes = Sizes()
         self.pulls = Pulls(inner)
 
@@ -298,6 +301,12 @@ class CodedGrid(Grid):
         The two differ by what the downlink's codec rounded away, which is thus never lost to the server.
         """
         trained = self._uplink.decode(blob, broadcast.received, reference=broadcast.received)
+        # The header holds a checksum of it all. Differences are bound to the broadcast by themselves, values are not.
+        asked = self._answers.setdefault(blob[:OVERHEAD], broadcast.blob[:OVERHEAD])
+        if asked != broadcast.blob[:OVERHEAD]:
+            raise UpdateError("the reply carries what was sent in answer to another broadcast: it counts once")
+        if len(self._answers) > REMEMBERED:
+            self._answers.pop(next(iter(self._answers)))
         for name, lost in broadcast.lost.items():
             trained[name] += lost
         return trained

@@ -257,3 +257,19 @@ def test_a_round_with_too_few_replies_changes_nothing_and_three_of_them_end_the_
 def test_more_replies_than_a_cohort_has_cannot_be_asked_for():
     with pytest.raises(ConfigError, match="min_replies = 5 is larger than cohort = 4"):
         changed(min_replies=5)
+
+
+@pytest.mark.parametrize("uplink", ["fp32", "int8"])
+def test_what_answered_another_round_does_not_count_again(uplink, tmp_path):
+    seen = {}
+
+    def first_again(reply):
+        blob = seen.setdefault("blob", blob_of(reply))
+        return packed(reply, blob)
+
+    recipe = read_recipe(SMALL, {"rounds": 3, "cohort": 4, "deadline": 2.0, "uplink": uplink})
+    run = federate(tmp_path / "run", first_again, lambda names: names[:1], recipe)
+    assert [row["replies"] for row in run.rounds] == [4, 3, 3]
+    for row in run.rounds[1:]:
+        (dropped,) = row["dropped"]
+        assert "another broadcast" in dropped["reason"] or "different reference" in dropped["reason"]

@@ -114,7 +114,7 @@ def test_who_cannot_take_part_is_named_with_its_reason(remote, monkeypatch, tmp_
         assert "does not take part: " in refused["reason"]
         assert "cuda:77" in refused["reason"]
     remote.connected = [broken]
-    with pytest.raises(FederationError, match="0 of 4 clients answered.*; north does not take part: .*cuda:77"):
+    with pytest.raises(FederationError, match=r"0 of 4 clients answered.*; north does not take part: .*cuda:77"):
         Roster(coded(remote), RECIPE, wait=0.1).call()
 
 
