@@ -30,6 +30,7 @@ CONNECTION = "federation"  # the SuperLink's name in Flower's own configuration
 TRIES = 5  # that end without a further round, before a person has to look
 PAUSE = 1.0  # seconds between two looks at the run's folder
 ASK = 15.0  # seconds between two questions to the SuperLink, each of which starts a program of Flower's
+HANGS = 60.0  # seconds after which such a program is given up
 log = logging.getLogger("fedpara")
 
 
@@ -124,8 +125,16 @@ class SuperLink:
             time.sleep(0.5)
 
     def follow(self, follower: _Follower) -> str:
-        """Submit the run unless one is going, and show its rounds until it has ended; Flower's word for how."""
-        number = self._going() or self._submit()
+        """Submit the run unless one is going, and show its rounds until it has ended; Flower's word for how.
+
+        Or why it was not taken, as by a SuperLink that was just ended.
+        """
+        try:
+            number = self._going() or self._submit()
+        except FederationError as error:
+            time.sleep(ASK)
+            self.wait_for_port()
+            return str(error)
         asked = time.monotonic()
         while True:
             time.sleep(PAUSE)
@@ -186,18 +195,20 @@ class SuperLink:
         return "finished:lost" if "not found" in _text(done).lower() else "unknown"
 
     def flwr(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run Flower's command line to its end. Raises FederationError where ``check`` is set and it fails."""
         command = [str(Path(sys.executable).parent / "flwr"), *arguments]
-        environ = environment(self.folder)
-        done = subprocess.run(
-            command, cwd=prepare(self.folder), env=environ, capture_output=True, text=True, timeout=120, check=False
-        )
+        where: dict[str, Any] = {"cwd": prepare(self.folder), "env": environment(self.folder)}
+        try:
+            done = subprocess.run(command, **where, capture_output=True, text=True, timeout=HANGS, check=False)
+        except subprocess.TimeoutExpired:  # as where a SuperLink ends while it is being asked
+            done = subprocess.CompletedProcess(command, 1, "", f"no answer from the SuperLink within {HANGS:g} s")
         if check and done.returncode:
             raise FederationError(f"'flwr {' '.join(arguments[:2])}' failed: {_text(done)}")
         return done
 
     def last_words(self) -> str:
         """The last line of the last run's log that names an error, else its last."""
-        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        with contextlib.suppress(OSError):
             done = self.flwr("log", self._last() or "", CONNECTION, "--show", check=False)
             lines = [line.strip() for line in done.stdout.splitlines()]
             return next((line for line in reversed(lines) if "Error" in line), lines[-1] if lines else "it is empty")

@@ -379,7 +379,7 @@ class Federation(threading.Thread):
     """A campaign with its share of the faults; what it found, and what ended it early, if anything did."""
 
     def __init__(self, campaign: Campaign, share: list[Fault], rounds: int, with_strangers: bool) -> None:
-        super().__init__()
+        super().__init__(daemon=True)  # Ctrl-C ends it all
         self.campaign, self.share, self.rounds, self.with_strangers = campaign, share, rounds, with_strangers
         self.error: BaseException | None = None
 
