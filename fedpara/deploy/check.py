@@ -173,7 +173,10 @@ def _recipe(folder: Path) -> Recipe:
 
 
 def _test_data(folder: Path) -> str:
-    data = build_task(_recipe(folder)).server_data()
+    try:
+        data = build_task(_recipe(folder)).server_data()
+    except FedparaError as error:
+        raise Trouble(f"{error}: data_dir in {folder / 'recipe.toml'} says where the server's own are") from None
     return "the recipe has none: only clients judge the model" if data is None else f"{len(data)} examples"
 
 

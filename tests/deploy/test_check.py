@@ -196,3 +196,9 @@ def test_an_unknown_name(made):
     file = made / "client-a" / "deploy.toml"
     file.write_text(file.read_text().replace('"localhost"', '"no-such-host.invalid"'))
     fails(made / "client-a", "server", "name service")
+
+
+def test_a_server_without_its_test_data_is_told_where_to_set_it(made):
+    recipe = made / "server" / "recipe.toml"
+    recipe.write_text(recipe.read_text().replace('dataset = "digits"', 'dataset = "folder"'))
+    fails(made / "server", "test data", r"folder.*data_dir in .*recipe\.toml")
