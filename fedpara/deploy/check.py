@@ -315,6 +315,6 @@ def _enrolled(folder: Path, facts: NodeFacts, enrolled: Enrolled) -> str:
     if not enrolled(address(facts.host, facts.port), folder / "ca.crt", folder / "node.key"):
         raise Trouble(
             f"the server does not know this key: its owner puts node.pub there as nodes/{facts.client}.pub, "
-            "and runs fedpara deploy run"
+            "and fedpara deploy run registers it, also while it runs"
         )
     return "the server knows it"

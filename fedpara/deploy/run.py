@@ -89,14 +89,23 @@ class SuperLink:
     def __init__(self, folder: Path, facts: ServerFacts, wait: float) -> None:
         self.folder, self.facts, self.wait = folder, facts, wait
         self.current = folder / "state" / "flower-run.json"  # the run last submitted, to follow it again
+        self._registered: set[bytes] = set()
 
     def connect(self) -> None:
         """Wait for the SuperLink and register every key in ``nodes``."""
         self.configure()
+        self.register()
+
+    def register(self) -> None:
+        """Register what is new in ``nodes``. Raises FederationError where the SuperLink does not take a key."""
         for key in sorted((self.folder / "nodes").glob("*.pub")):
+            public = key.read_bytes()
+            if public in self._registered:
+                continue
             done = self.flwr("supernode", "register", str(key), CONNECTION, check=False)
             if done.returncode and "already" not in (done.stdout + done.stderr).lower():
                 raise FederationError(f"the key of '{key.stem}' could not be registered: {_text(done)}")
+            self._registered.add(public)
 
     def nodes(self) -> list[dict[str, Any]]:
         """What the SuperLink knows of the nodes, a table for each registered key."""
@@ -142,10 +151,18 @@ class SuperLink:
             if not follower.finished() and time.monotonic() < asked + ASK:
                 continue
             self.wait_for_port()
+            self._welcome()
             status, asked = self._status(number), time.monotonic()
             if status.startswith("finished"):
                 follower.look()
                 return status
+
+    def _welcome(self) -> None:
+        """Clients may join while the training goes on; a key that cannot be registered does not end it."""
+        try:
+            self.register()
+        except (OSError, FederationError) as error:
+            log.warning("%s", error)
 
     def _going(self) -> str | None:
         """The run last submitted, unless it has ended."""

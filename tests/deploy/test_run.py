@@ -50,3 +50,18 @@ def test_training_that_is_not_taken_ends_after_some_tries_with_the_reason(link, 
     says(tmp_path, "[ $1 = supernode ] && exit 0; echo the disk is full; exit 1")
     with pytest.raises(FederationError, match=r"ended 5 times .*did not take the run: the disk is full"):
         running.run(link.folder, wait=1)
+
+
+def test_a_key_that_comes_later_is_registered_once_while_the_training_goes_on(link, tmp_path, caplog):
+    asked = tmp_path / "asked"
+    says(tmp_path, f'echo "$3" >> {asked}')
+    link.connect()
+    link.connect()
+    (link.folder / "nodes" / "b.pub").write_text("another")
+    link._welcome()
+    link._welcome()
+    assert [line.rpartition("/")[2] for line in asked.read_text().split()] == ["a.pub", "b.pub"]
+    says(tmp_path, "echo no room; exit 1")
+    (link.folder / "nodes" / "c.pub").write_text("a third")
+    link._welcome()
+    assert "the key of 'c' could not be registered: no room" in caplog.text
