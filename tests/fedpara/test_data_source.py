@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fedpara.data import DATASETS, Split, load_dataset
+from fedpara.data import DATASETS, Split, digits, load_dataset
 from fedpara.data.digits import stratified_split
 from fedpara.errors import ConfigError, DataError
 
@@ -45,6 +45,20 @@ def test_unknown_name_and_wrong_arguments():
     with pytest.raises(ConfigError, match="image_size is 0"):
         load_dataset("folder", folder=Path("."), image_size=0)
     assert DATASETS == ("digits", "mnist", "fashion-mnist", "qmnist-writers", "cifar10", "cifar100", "folder")
+
+
+def test_digits_are_read_without_importing_scikit_learn():
+    code = "import sys; from fedpara.data.digits import load_digits; load_digits(); sys.exit('sklearn' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_digits_of_a_scikit_learn_that_keeps_them_elsewhere(monkeypatch):
+    found = digits.load_digits()
+    monkeypatch.setattr(digits, "find_spec", lambda name: None)
+    imported = digits.load_digits()
+    for part in ("train", "test"):
+        assert torch.equal(getattr(found, part).images, getattr(imported, part).images)
+        assert torch.equal(getattr(found, part).labels, getattr(imported, part).labels)
 
 
 def test_digits():
