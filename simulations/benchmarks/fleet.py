@@ -38,6 +38,8 @@ def measure(folder: Path, nodes: int, rounds: int) -> list[tuple[int, float]]:
         began = time.monotonic()
         loop.start_server()
         training = loop.start_training()
+        # Not before every key is registered: they would all be refused, and be started again beside each other.
+        loop.wait(lambda: "round" in loop.log("run") or training.poll() is not None, 10.0 * nodes + 120, "registration")
         for name in names:
             loop.start_client(name)
         while training.poll() is None:
