@@ -246,7 +246,7 @@ def cut(after: int = 0) -> Act:
 
 
 def full(of_server: bool) -> Act:
-    """A disk without room."""
+    """A disk without room; the server's until that has ended the training once."""
 
     @contextlib.contextmanager
     def act(campaign: Campaign) -> Iterator[None]:
@@ -255,6 +255,9 @@ def full(of_server: bool) -> Act:
         with contextlib.suppress(OSError), weight.open("wb", buffering=0) as file:
             while True:
                 file.write(bytes(4096))
+        if of_server:
+            before = campaign.resumed()
+            campaign.loop.wait(lambda: campaign.resumed() > before, LIMIT, "the end of a training without room")
         yield
         weight.unlink()
 
@@ -294,7 +297,7 @@ def faults() -> list[Fault]:
         Fault("a line changes bytes for 15 s", line(corrupt=True), 15, AWAY),
         Fault("a line of 20 kB/s", line(rate=20_000.0)),
         Fault("a client's disk is full", full(of_server=False)),
-        Fault("the server's disk is full for 15 s", full(of_server=True), 15),
+        Fault("the server's disk is full", full(of_server=True), 1),
         Fault("the newest checkpoint is cut off", damaged),
         Fault("the server's certificate is renewed", renewed),
     ]
