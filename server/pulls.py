@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 
 from flwr.app import Message
 from flwr.serverapp import Grid
+
+A_SECOND = 20  # questions, at most: a large cohort is asked less often, or the server would do nothing else
 
 
 @dataclass
@@ -31,6 +35,7 @@ class Pulls:
         self._inner = inner
         self.interval = float(getattr(inner, "pull_interval", 1.0))  # seconds between two looks
         self._pulls: dict[str, _Pull] = {}
+        self._asked: dict[str, float] = {}  # message -> when its reply was last asked for
         self._finished = threading.Event()
 
     def __call__(self, message_ids: Iterable[str], patience: float = 0.0) -> list[Message]:
@@ -43,8 +48,9 @@ class Pulls:
         if not self.interval:
             return list(self._inner.pull_messages(wanted))
         self._finished.clear()
+        due = time.monotonic() - max(0.9 * self.interval, len(wanted) / A_SECOND)
         for message_id in wanted:
-            if message_id not in self._pulls:
+            if message_id not in self._pulls and self._asked.get(message_id, -math.inf) <= due:
                 self._ask(message_id)
         found = self._take(wanted)
         if not found and patience > 0:
@@ -55,9 +61,11 @@ class Pulls:
     def forget_others(self, message_ids: Container[str]) -> None:
         """Let go of what was asked about others than these."""
         self._pulls = {key: pull for key, pull in self._pulls.items() if key in message_ids}
+        self._asked = {key: when for key, when in self._asked.items() if key in message_ids}
 
     def _ask(self, message_id: str) -> None:
         pull = self._pulls[message_id] = _Pull()
+        self._asked[message_id] = time.monotonic()
 
         def ask() -> None:
             try:

@@ -23,7 +23,7 @@ def environment(folder: Path) -> dict[str, str]:
     """This process's environment with what Flower's programs need: a home in the folder, nothing fetched or told."""
     programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     return {
-        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",  # a second otherwise, before a message's process starts
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.25",  # seconds, 1 otherwise, before a message's process starts
         "OMP_WAIT_POLICY": "PASSIVE",  # several programs share the cores, see fedpara.cli
         **os.environ,
         "PATH": programs,
