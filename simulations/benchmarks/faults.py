@@ -38,7 +38,7 @@ from .wire import Wire
 
 DEADLINE = 45.0  # seconds that a round waits for replies
 LIMIT = DEADLINE + 180.0  # seconds after which a fault counts as one that hangs
-AWAY = 9  # rounds that pass until the server takes a node for gone, which takes it about a minute
+AWAY = 8  # rounds that pass until the server takes a node for gone, which takes it about a minute
 TAMPERED = Path(__file__).parent / "tampered"
 
 
@@ -410,8 +410,16 @@ def show(row: dict[str, Any]) -> None:
 
 
 def deal(chosen: list[Fault], federations: int) -> list[list[Fault]]:
-    """Every so many-th fault to each: those that take long stand together in the list."""
-    return [share for place in range(federations) if (share := chosen[place::federations])]
+    """Each fault to the federation that has least to do so far."""
+    shares: list[list[Fault]] = [[] for _ in range(min(federations, len(chosen)))]
+    for fault in chosen:
+        min(shares, key=rounds_of).append(fault)
+    return shares
+
+
+def rounds_of(share: list[Fault]) -> int:
+    """How many rounds a federation needs for its share of the faults."""
+    return 4 + sum(fault.rounds for fault in share)
 
 
 def possible(fault: Fault, campaign: Campaign) -> bool:
@@ -420,8 +428,8 @@ def possible(fault: Fault, campaign: Campaign) -> bool:
 
 def compare(folder: Path, federations: list[Federation]) -> None:
     """Each federation's model beside that of the undisturbed run."""
-    recipe = read_recipe(federations[0].campaign.loop.server / "recipe.toml")
-    alone = fp.simulate(recipe, folder=folder / "alone", observer=LiveTable(Console(quiet=True))).rounds[-1]["accuracy"]
+    longest = max(federations, key=lambda federation: federation.rounds).campaign.loop.server / "recipe.toml"
+    alone = fp.simulate(read_recipe(longest), folder=folder / "alone", observer=LiveTable(Console(quiet=True))).rounds
     print(
         "\n| federation | faults | rounds | of them not whole | resumed | accuracy | undisturbed | tracebacks shown |"
     )
@@ -429,7 +437,7 @@ def compare(folder: Path, federations: list[Federation]) -> None:
     for place, own in enumerate(federations, 1):
         rows, clients = own.campaign.loop.rows(), len(own.campaign.loop.names)
         cells = [place, len(own.share), len(rows), sum(row["replies"] < clients for row in rows)]
-        cells += [own.campaign.resumed(), f"{100 * rows[-1]['accuracy']:.2f} %", f"{100 * alone:.2f} %"]
+        cells += [own.campaign.resumed(), *(f"{100 * run[len(rows) - 1]['accuracy']:.2f} %" for run in (rows, alone))]
         print("|", *(f"{cell} |" for cell in [*cells, ", ".join(own.campaign.tracebacks()) or "none"]))
 
 
@@ -442,11 +450,11 @@ def main() -> None:
     options = parser.parse_args()
     chosen = [fault for fault in faults() if (options.only or "") in fault.name] * options.repeats
     shares = deal(chosen, options.federations)
-    rounds = 4 + max(sum(fault.rounds for fault in share) for share in shares)
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as closing:
         folder = Path(name)
         federations = []
         for place, share in enumerate(shares):
+            rounds = rounds_of(share)
             campaign = Campaign(folder / str(place), rounds, options.seed + place)
             closing.callback(campaign.close)
             here = [fault for fault in share if possible(fault, campaign)]
