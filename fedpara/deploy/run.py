@@ -30,6 +30,7 @@ CONNECTION = "federation"  # the SuperLink's name in Flower's own configuration
 TRIES = 5  # that end without a further round, before a person has to look
 PAUSE = 1.0  # seconds between two looks at the run's folder
 ASK = 15.0  # seconds between two questions to the SuperLink, each of which starts a program of Flower's
+KEYS = 60.0  # seconds between two looks for keys of clients that join
 HANGS = 60.0  # seconds after which such a program is given up
 log = logging.getLogger("fedpara")
 
@@ -144,14 +145,17 @@ class SuperLink:
             time.sleep(ASK)
             self.wait_for_port()
             return str(error)
-        asked = time.monotonic()
+        asked = welcomed = time.monotonic()
         while True:
             time.sleep(PAUSE)
-            follower.look()
+            if time.monotonic() > welcomed + KEYS:
+                self._welcome()
+                welcomed = time.monotonic()
+            if follower.look():  # it is alive: no need to ask
+                asked = time.monotonic()
             if not follower.finished() and time.monotonic() < asked + ASK:
                 continue
             self.wait_for_port()
-            self._welcome()
             status, asked = self._status(number), time.monotonic()
             if status.startswith("finished"):
                 follower.look()
@@ -248,16 +252,17 @@ class _Follower:
     def finished(self) -> bool:
         return (self.folder / "summary.json").is_file()
 
-    def look(self) -> None:
-        """Show what is new, if anything is."""
+    def look(self) -> bool:
+        """Show what is new; whether anything is."""
         file = self.folder / "rounds.jsonl"
         size = file.stat().st_size if file.is_file() else 0
         if size == self._size:  # of days of training, not to be read every second
-            return
+            return False
         rows, self._size = read_rows(file), size
         for row in rows[self._shown :]:
             self.table.finished_round(row)
-        self._shown = max(self._shown, len(rows))
+        new, self._shown = len(rows) > self._shown, max(self._shown, len(rows))
+        return new
 
 
 def _json(done: subprocess.CompletedProcess[str]) -> Mapping[str, Any]:
