@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from itertools import chain
 from pathlib import Path
 
@@ -14,7 +18,7 @@ from fedpara.checkpoint import part
 from fedpara.codec import codec, encode_with_feedback
 from fedpara.errors import CodecError, FedparaError
 from fedpara.seeds import generator_for
-from fedpara.wire import ARRAYS, CONTROL, NOT_HELD, PACKED, SAYS, SECONDS, SEED, SETTINGS, check_seed
+from fedpara.wire import ARRAYS, CONTROL, LATE, NOT_HELD, OWN_PROCESS, PACKED, SAYS, SECONDS, SEED, SETTINGS, check_seed
 
 from .arrays import packed_record, tensor_record, tensors_of
 from .runtime import Runtime, client_name, runtime_for, state_folder
@@ -31,10 +35,25 @@ def codec_mod(message: Message, context: Context, call_next: ClientAppCallable) 
     traceback.
     """
     watch, down = Watch(), payload(message)
-    reply = _answer(message, context, call_next, watch)
+    with _deadline(message) if context.node_config.get(OWN_PROCESS) else nullcontext():
+        reply = _answer(message, context, call_next, watch)
     if file := context.node_config.get("log"):
         write_log(Path(str(file)), message, reply, down, watch)
     return reply
+
+
+@contextmanager
+def _deadline(message: Message) -> Iterator[None]:
+    """End this process where it still works when nobody waits for its reply any more.
+
+    A SuperNode works off the messages of a run one after the other: behind one that hangs, it would never take part
+    again. By the system's alarm, which strikes whatever holds Python up.
+    """
+    signal.alarm(max(1, math.ceil(message.metadata.ttl - LATE)))
+    try:
+        yield
+    finally:
+        signal.alarm(0)
 
 
 def _answer(message: Message, context: Context, call_next: ClientAppCallable, watch: Watch) -> Message:

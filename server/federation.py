@@ -28,7 +28,7 @@ from fedpara.seeds import derive
 from fedpara.sharing import local_names, shared_state, trained_parameters
 from fedpara.slices import SlicedMean, cut, rank_sides
 from fedpara.task import Metrics, Task, build_model, build_task
-from fedpara.wire import ARRAYS, CONFIG, CONTROL, EVALUATION, EXAMPLES, FINE_TUNE, RETRY, ROUND
+from fedpara.wire import ARRAYS, CONFIG, CONTROL, EVALUATION, EXAMPLES, FINE_TUNE, LATE, RETRY, ROUND
 
 from .averaging import FactorAveraging
 from .cohort import Cohort
@@ -209,7 +209,7 @@ class Federation:
             content[ARRAYS] = ArrayRecord(self.model)
         if control:
             content[CONTROL] = ArrayRecord(control)
-        ttl = self.recipe.deadline + 60.0  # Flower discards a reply older than this
+        ttl = self.recipe.deadline + LATE  # Flower discards a reply older than this
         group = str(config[ROUND])
         messages = [Message(content, roster[name], kind, ttl=ttl, group_id=group) for name in cohort]
         ids = self.grid.push_messages(messages)

@@ -11,7 +11,7 @@ from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from fedpara.config import Recipe
 from fedpara.errors import FederationError, FedparaError, UpdateError
 from fedpara.slices import check_share
-from fedpara.wire import CONFIG, RANK_SHARE, ROUND, SAYS
+from fedpara.wire import CONFIG, LATE, RANK_SHARE, ROUND, SAYS
 
 from .grid import CodedGrid
 
@@ -93,7 +93,8 @@ class Roster:
     def _ask(self, nodes: Iterable[int]) -> None:
         content = RecordDict({CONFIG: ConfigRecord({ROUND: 0})})
         asked = sorted(nodes)
-        ids = self._grid.push_messages([Message(content, node, MessageType.QUERY) for node in asked])
+        ttl = self._wait + self._recipe.deadline + LATE  # who comes in the middle of a round is looked at after it
+        ids = self._grid.push_messages([Message(content, node, MessageType.QUERY, ttl=ttl) for node in asked])
         self._asked |= {node: found for node, found in zip(asked, ids, strict=True) if found}
 
     def _enter(self, reply: Message, connected: Container[int] = ()) -> None:

@@ -127,6 +127,7 @@ def _supernode(folder: Path, facts: NodeFacts) -> list[str]:
 def node_config(folder: Path, facts: NodeFacts) -> str:
     """What the node's own processes learn: Flower's list of key=value."""
     values: dict[str, str | int | float] = {"device": facts.device, "state-dir": str(folder / "state")}
+    values["own-process"] = 1  # for every message: one that hangs may be ended
     values["log"] = str(folder / "state" / "messages.jsonl")
     if facts.data_dir:
         values["data-dir"] = str((folder / facts.data_dir).expanduser())  # an absolute one stays what it is

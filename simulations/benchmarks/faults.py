@@ -429,7 +429,8 @@ def possible(fault: Fault, campaign: Campaign) -> bool:
 def compare(folder: Path, federations: list[Federation]) -> None:
     """Each federation's model beside that of the undisturbed run."""
     longest = max(federations, key=lambda federation: federation.rounds).campaign.loop.server / "recipe.toml"
-    alone = fp.simulate(read_recipe(longest), folder=folder / "alone", observer=LiveTable(Console(quiet=True))).rounds
+    recipe = read_recipe(longest, {"deadline": 3600.0})  # as long as it takes, beside whatever else runs here
+    alone = fp.simulate(recipe, folder=folder / "alone", observer=LiveTable(Console(quiet=True))).rounds
     print(
         "\n| federation | faults | rounds | of them not whole | resumed | accuracy | undisturbed | tracebacks shown |"
     )

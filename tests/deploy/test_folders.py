@@ -130,6 +130,7 @@ def test_the_commands_are_flowers_own(made):
         "data-dir": "/srv/images",
         "device": "cuda:0",
         "gpu-memory": "6.5",
+        "own-process": "1",
         "state-dir": str(made / "client-north" / "state"),
         "log": str(made / "client-north" / "state" / "messages.jsonl"),
     }
