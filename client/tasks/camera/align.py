@@ -15,6 +15,7 @@ from fedpara.errors import DataError
 from .scenes import Photograph
 
 SMALLEST = 32  # side of the coarsest level
+REACH = SMALLEST // 4  # pixels that are looked for there, each way: an eighth of the shorter side or more
 SHARES = (0.5, 0.35, 0.65, 0.2, 0.8, 0.1, 0.9)  # of pixels under the threshold, the first that both frames can tell
 UNSURE = 4  # steps of eight bits around the threshold that noise can cross
 DISAGREE = 0.3  # share of bits that differ where two pictures show different things; chance alone gives 0.5
@@ -69,9 +70,10 @@ def shift(a: _Grey, b: _Grey, name_a: str = "a", name_b: str = "b") -> tuple[int
     while min(levels[-1][0].shape) >= 2 * SMALLEST:
         levels.append((_halved(levels[-1][0]), _halved(levels[-1][1])))
     best = (0, 0)
-    for fine, coarse in reversed(levels):
+    for level, (fine, coarse) in enumerate(reversed(levels)):
         best = (2 * best[0], 2 * best[1])
-        around = [(best[0] + y, best[1] + x) for y in (-1, 0, 1) for x in (-1, 0, 1)]
+        near = range(-1, 2) if level else range(-REACH, REACH + 1)
+        around = [(best[0] + y, best[1] + x) for y in near for x in near]
         best = min(around, key=lambda by: (_different(fine, coarse, thresholds, by), abs(by[0]) + abs(by[1])))
     at_rest, moved = (_different(a, b, thresholds, by) for by in ((0, 0), best))
     if moved > 0.8 * at_rest:  # registered already, as far as can be told

@@ -2,10 +2,11 @@
 
     ln H = ln f⁻¹(x) − ln(2^e w v) + E_θ(x)·(0.1 + 0.9 (1 − m(x)))
     y0   = f(H · 2^e' w' v')
-    y    = y0 + (1 − m(x)) · D_θ(y0, x)
+    y    = y0 + (1 − m(x)) · s · D_θ(y0, x)        and in y0 s · E_θ, s = min(1, |Δ|), Δ the change of exposure in EV
 
 E_θ and D_θ are shared; they see the photograph through the inverse of the camera's own response, so that one network
 serves every camera. m(x) is 1 where a pixel is well exposed: there physics has the word, and E_θ may take off noise.
+With s, a photograph taken again as it was is itself.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .image_formation import CameraLayer, View, radius_squared, trusted
+from .image_formation import STOP, CameraLayer, View, radius_squared, trusted
 from .response import GAMMA, TINY
 
 CELL = 4  # pixels that the context is coarser by
@@ -82,23 +83,29 @@ class SelfCalibrating(nn.Module):
         """The photographs (B, 3, H, W), values in [0, 1], as they were with ``stops`` (B,) EV more exposure."""
         return retake(self, pixels, stops)
 
-    def estimate(self, pixels: Tensor, view: View) -> tuple[Tensor, Tensor]:
-        """ln H (B, 3, H, W), and what the networks see of each pixel."""
+    def estimate(self, pixels: Tensor, view: View) -> Tensor:
+        """ln H (B, 3, H, W)."""
+        log_radiance, correction, _ = self._estimate(pixels, view)
+        return log_radiance + correction
+
+    def _estimate(self, pixels: Tensor, view: View) -> tuple[Tensor, Tensor, Tensor]:
+        """ln H as the camera has it, what the network adds, and what the networks see of each pixel."""
         log_radiance = self.camera.develop(pixels, view)
         seen = features(pixels, log_radiance + view.log_gain)
         seen = torch.cat([seen, self.context(seen)], 1)
         gate = 0.1 + 0.9 * (1 - trusted(pixels))
-        return log_radiance + gate * self.radiance(seen), seen
+        return log_radiance, gate * self.radiance(seen), seen
 
     def image(self, pixels: Tensor, view: View, target: View) -> Tensor:
         """The picture y that another view of the same scene gives, not clipped."""
-        log_radiance, seen = self.estimate(pixels, view)
-        formed = self.camera(log_radiance, target)
+        log_radiance, correction, seen = self._estimate(pixels, view)
+        change = target.log_gain - view.log_gain
+        share = (change.abs() / STOP).clamp(max=1)
+        formed = self.camera(log_radiance + share * correction, target)
         if self.residual is None:
             return formed
-        change = target.log_gain - view.log_gain
         extra = self.residual(torch.cat([seen, formed, change / 2], 1))
-        return formed + (1 - trusted(pixels)) * extra
+        return formed + (1 - trusted(pixels)) * share * extra
 
 
 class BlackBox(nn.Module):

@@ -67,7 +67,7 @@ def develop(model: SelfCalibrating, given: Photograph, device: torch.device | st
 
     def log_radiance(pixels: Tensor, radius: Tensor) -> Tensor:
         step, row = torch.tensor([given.exposure], device=device), torch.tensor([given.row], device=device)
-        return model.estimate(pixels, model.camera.view(step, row, radius))[0]
+        return model.estimate(pixels, model.camera.view(step, row, radius))
 
     return in_tiles(log_radiance, given.pixels, device)
 

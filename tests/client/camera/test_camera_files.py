@@ -23,9 +23,9 @@ def take(folder, name, stops, *, move=(0, 0), size=(96, 128), exif=True, title="
     pixels = (light.clamp(0, 1) ** (1 / 2.2) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
     folder.mkdir(parents=True, exist_ok=True)
     tags = Image.Exif()
-    if exif:
-        tags.get_ifd(0x8769).update({0x829A: 2.0**stops, 0x829D: 4.0, 0x8827: 200})
-    Image.fromarray(pixels).save(folder / name, exif=tags, **({"quality": 98} if name.endswith("jpg") else {}))
+    tags.get_ifd(0x8769).update({0x829A: 2.0**stops, 0x829D: 4.0, 0x8827: 200})
+    more = {"exif": tags.tobytes()} if exif else {}
+    Image.fromarray(pixels).save(folder / name, **more, **({"quality": 98} if name.endswith("jpg") else {}))
     return folder / name
 
 
