@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from itertools import chain
@@ -14,9 +15,9 @@ from flwr.clientapp.typing import ClientAppCallable
 from torch import Tensor
 
 from fedpara.app import code_hash
-from fedpara.checkpoint import part
+from fedpara.checkpoint import part, replace_file
 from fedpara.codec import codec, encode_with_feedback
-from fedpara.errors import CodecError, FedparaError
+from fedpara.errors import CodecError, FedparaError, whereabouts
 from fedpara.seeds import generator_for
 from fedpara.wire import ARRAYS, CONTROL, LATE, NOT_HELD, OWN_PROCESS, PACKED, SAYS, SECONDS, SEED, SETTINGS, check_seed
 
@@ -25,6 +26,7 @@ from .runtime import Runtime, client_name, runtime_for, state_folder
 from .state import ClientState
 from .watch import Watch, payload, write_log
 
+MISTAKE = "mistake.txt"  # the last exception that nobody foresaw, with its traceback
 REFUSED = 1000  # error code of a reply that says why this client did not take part
 
 
@@ -76,6 +78,23 @@ def _answer(message: Message, context: Context, call_next: ClientAppCallable, wa
         return Message(Error(NOT_HELD, str(error)), reply_to=message)
     except FedparaError as error:
         return Message(Error(REFUSED, _signed(str(error), message, context)), reply_to=message)
+    except Exception as error:
+        if not context.node_config.get(OWN_PROCESS):
+            raise
+        return Message(Error(REFUSED, _signed(_mistake(error, message, context), message, context)), reply_to=message)
+
+
+def _mistake(error: Exception, message: Message, context: Context) -> str:
+    """What the server is told of an exception that nobody foresaw: its kind and place. Its words may quote data.
+
+    They stay on this machine, with the traceback.
+    """
+    try:
+        replace_file(state_folder(message, context) / MISTAKE, "".join(traceback.format_exception(error)).encode())
+        more = f"the whole of it is in {MISTAKE} of that machine's state folder"
+    except (FedparaError, LookupError):  # a full disk; a message without settings
+        more = "its disk takes no file with the whole of it"
+    return f"{type(error).__name__} at {whereabouts(error)}; {more}"
 
 
 def _signed(reason: str, message: Message, context: Context) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import traceback
+from pathlib import Path
+
 
 class FedparaError(Exception):
     """Base of every error raised on purpose by this package. The command line prints it on one line, exit code 2."""
@@ -33,3 +36,10 @@ class CheckpointError(FedparaError):
 
 class FederationError(FedparaError):
     """A federation that cannot go on (no clients, none that answered)."""
+
+
+def whereabouts(error: BaseException) -> str:
+    """Where an exception was raised, as "file.py:12": the innermost line that is no installed package's."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if "site-packages" not in frame.filename and frame.filename[:1] != "<"]
+    return next((f"{Path(frame.filename).name}:{frame.lineno}" for frame in reversed(own or frames)), "nowhere")

@@ -24,7 +24,7 @@ from fedpara import forkserver
 from fedpara.app import code_hash, find_recipe, load
 from fedpara.config import Recipe, read_recipe
 from fedpara.device import cores, find_device
-from fedpara.errors import ConfigError
+from fedpara.errors import ConfigError, whereabouts
 from fedpara.live import LiveTable
 from fedpara.run import Run
 from fedpara.task import Task, build_task, load_task
@@ -159,7 +159,7 @@ def call_client(message: Message, context: Context) -> tuple[Message, RecordDict
     try:
         reply = app(message, context)
     except Exception as error:
-        reply = Message(Error(FAILED, f"{type(error).__name__}: {error}"), reply_to=message)
+        reply = Message(Error(FAILED, f"{type(error).__name__}: {error} ({whereabouts(error)})"), reply_to=message)
     return reply, context.state
 
 
