@@ -19,6 +19,8 @@ REACH = SMALLEST // 4  # pixels that are looked for there, each way: an eighth o
 SHARES = (0.5, 0.35, 0.65, 0.2, 0.8, 0.1, 0.9)  # of pixels under the threshold, the first that both frames can tell
 UNSURE = 4  # steps of eight bits around the threshold that noise can cross
 DISAGREE = 0.3  # share of bits that differ where two pictures show different things; chance alone gives 0.5
+AGREE = 0.4  # correlation of slopes at some 64 to 128 pixels: of one view 0.7 to 1, turned by 3 degrees 0.1 to 0.4
+FLAT = 0.02  # slopes so small, in ln(value), are noise
 _Grey = NDArray[np.float32]
 
 
@@ -70,20 +72,42 @@ def shift(a: _Grey, b: _Grey, name_a: str = "a", name_b: str = "b") -> tuple[int
     while min(levels[-1][0].shape) >= 2 * SMALLEST:
         levels.append((_halved(levels[-1][0]), _halved(levels[-1][1])))
     best = (0, 0)
+    reach = min(REACH, min(a.shape) // 4)
     for level, (fine, coarse) in enumerate(reversed(levels)):
         best = (2 * best[0], 2 * best[1])
-        near = range(-1, 2) if level else range(-REACH, REACH + 1)
+        near = range(-1, 2) if level else range(-reach, reach + 1)
         around = [(best[0] + y, best[1] + x) for y in near for x in near]
         best = min(around, key=lambda by: (_different(fine, coarse, thresholds, by), abs(by[0]) + abs(by[1])))
     at_rest, moved = (_different(a, b, thresholds, by) for by in ((0, 0), best))
     if moved > 0.8 * at_rest:  # registered already, as far as can be told
         best, moved = (0, 0), at_rest
-    if moved > DISAGREE:
+    found = agreement(*_overlap(a, b, best))
+    if found < AGREE if found is not None else moved > DISAGREE:
+        told = f"{100 * moved:.0f} % of their outlines differ" if found is None else f"their edges agree to {found:.2f}"
         raise DataError(
-            f"{name_a} and {name_b} do not show the same view ({100 * moved:.0f} % of their outlines differ): "
+            f"{name_a} and {name_b} do not show the same view ({told}): "
             "give photographs of one view, from one place, not turned"
         )
     return best
+
+
+def agreement(a: _Grey, b: _Grey) -> float | None:
+    """How far two pictures (H, W) that lie on each other have the same slopes of ln(value), a correlation.
+
+    Slopes do not change with exposure. None where too few are clipped in neither, or there are none to compare.
+    """
+    while min(a.shape) >= 128:
+        a, b = _halved(a), _halved(b)
+    clear = (np.minimum(a, b) > 10) & (np.maximum(a, b) < 245)
+    log_a, log_b = np.log(a + 8), np.log(b + 8)
+    both = [clear[1:] & clear[:-1], clear[:, 1:] & clear[:, :-1]]
+    slopes_a, slopes_b = (
+        np.concatenate([np.diff(log, axis=axis)[shown] for axis, shown in enumerate(both)]) for log in (log_a, log_b)
+    )
+    strength = float(np.sqrt((slopes_a**2).sum() * (slopes_b**2).sum()))
+    if len(slopes_a) < max(200, 0.02 * a.size) or strength < FLAT**2 * len(slopes_a):
+        return None
+    return float((slopes_a * slopes_b).sum()) / strength
 
 
 def _thresholds(a: _Grey, b: _Grey) -> tuple[float, float] | None:
@@ -102,12 +126,17 @@ def _halved(grey: _Grey) -> _Grey:
 
 def _different(a: _Grey, b: _Grey, thresholds: tuple[float, float], by: tuple[int, int]) -> float:
     """Share of pixels on different sides of the thresholds with b moved, of those that are surely on one."""
+    first, second = (part - middle for part, middle in zip(_overlap(a, b, by), thresholds, strict=True))
+    sure = (np.abs(first) > UNSURE) & (np.abs(second) > UNSURE)
+    return float(((first > 0) != (second > 0))[sure].mean()) if sure.any() else 1.0
+
+
+def _overlap(a: _Grey, b: _Grey, by: tuple[int, int]) -> tuple[_Grey, _Grey]:
+    """What both show with b moved."""
     height, width = a.shape
     rows = [slice(max(0, by[0]), height + min(0, by[0])), slice(max(0, -by[0]), height - max(0, by[0]))]
     columns = [slice(max(0, by[1]), width + min(0, by[1])), slice(max(0, -by[1]), width - max(0, by[1]))]
-    first, second = a[rows[0], columns[0]] - thresholds[0], b[rows[1], columns[1]] - thresholds[1]
-    sure = (np.abs(first) > UNSURE) & (np.abs(second) > UNSURE)
-    return float(((first > 0) != (second > 0))[sure].mean()) if sure.any() else 1.0
+    return a[rows[0], columns[0]], b[rows[1], columns[1]]
 
 
 def valid_area(pixels: torch.Tensor) -> torch.Tensor | None:

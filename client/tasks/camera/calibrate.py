@@ -10,7 +10,7 @@ from torch import Tensor
 from fedpara.seeds import generator_for
 
 from . import response
-from .image_formation import CameraLayer, trusted
+from .image_formation import CameraLayer, View, trusted
 from .network import SelfCalibrating
 from .predict import develop
 from .scenes import Photograph
@@ -31,9 +31,9 @@ def calibrate(photographs: Sequence[Photograph], seed: int = 0, steps: int = STE
     stack = torch.stack([photo.pixels.flatten(1) for photo in photographs])  # (J, 3, H·W)
     valid = torch.stack(
         [torch.ones(photo.size, dtype=torch.bool) if photo.valid is None else photo.valid for photo in photographs]
-    )
+    ).flatten(1)
     radius = photographs[0].radius.flatten()
-    known = ((stack > 2) & (stack < 253)).all(1) & valid.flatten(1)
+    known = ((stack > 2) & (stack < 253)).all(1) & valid
     places = (known.sum(0) > 1).nonzero()[:, 0]
     if not len(places):
         return camera
@@ -48,11 +48,12 @@ def calibrate(photographs: Sequence[Photograph], seed: int = 0, steps: int = STE
             chosen = places[torch.randint(len(places), (PIXELS,), generator=generator)]
             first, second = pairs[torch.randint(len(pairs), (min(PAIRS, len(pairs)),), generator=generator)].T
             where = radius[chosen].expand(len(first), 1, 1, -1)
-            x, y = (stack[own][..., chosen][:, :, None].float() / 255 for own in (first, second))
-            weight = (
-                trusted(x) * trusted(y) * (valid.flatten(1)[first] & valid.flatten(1)[second])[:, chosen][:, None, None]
-            )
-            view, target = (camera.view(exposures[own], own, where) for own in (first, second))
+            pixels, shown = stack[..., chosen][:, :, None].float() / 255, valid[:, chosen]
+            x, y = (_side_by_side(pixels[own]) for own in (first, second))
+            shown = shown[first] & shown[second]
+            weight = trusted(x) * trusted(y) * shown
+            views = (camera.view(exposures[own], own, where) for own in (first, second))
+            view, target = (View(own.response[:1], _side_by_side(own.log_gain)) for own in views)
             error = (camera(camera.develop(x, view), target) - y).square()
             loss = (error * weight).sum() / weight.sum().clamp(min=1) + camera.regulariser()
             optimizer.zero_grad()
@@ -60,6 +61,11 @@ def calibrate(photographs: Sequence[Photograph], seed: int = 0, steps: int = STE
             optimizer.step()
             schedule.step()
     return camera.requires_grad_(False)
+
+
+def _side_by_side(values: Tensor) -> Tensor:
+    """Pairs (P, 3, 1, N) as one picture (1, 3, P, N): their camera's response is worked out once."""
+    return values.squeeze(2).transpose(0, 1)[None]
 
 
 def radiance(model: SelfCalibrating, photographs: Sequence[Photograph]) -> Tensor:

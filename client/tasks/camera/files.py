@@ -18,7 +18,8 @@ from .align import aligned, valid_area
 from .scenes import Camera, Photograph, Scene
 
 TABLES = ("exposure.csv", "exposures.csv")
-SECONDS, STOPS = ("exposure_seconds", "seconds", "exposure"), ("ev",)
+FILE = ("file", "filename")
+SECONDS, STOPS = ("exposure_seconds", "exposure_time", "seconds", "exposure", "time"), ("ev",)
 _EXIF, _TIME, _APERTURE, _ISO = 0x8769, 0x829A, 0x829D, 0x8827
 CLIPPED = 0.999  # a photograph with so large a share of black or white channels tells nothing
 
@@ -138,23 +139,27 @@ def _exposures(folder: Path, paths: Sequence[Path]) -> dict[Path, float]:
 def _table(file: Path) -> dict[str, float]:
     """File names and their exposures in EV."""
     try:
-        rows = list(csv.DictReader(file.read_text(encoding="utf-8-sig").splitlines()))
+        lines = [line for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        delimiter = next((mark for mark in ";\t" if lines and mark in lines[0] and "," not in lines[0]), ",")
+        rows = list(csv.DictReader(lines, delimiter=delimiter))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{file} cannot be read: {error}") from None
     header = [str(name).strip().lower() for name in (rows[0] if rows else {})]
+    named = next((name for name in FILE if name in header), None)
     column = next((name for name in (*SECONDS, *STOPS) if name in header), None)
-    if "file" not in header or column is None:
+    if named is None or column is None:
         raise DataError(f"{file} has the columns {header}: expected file and exposure_seconds, or file and ev")
     found = {}
     for row in rows:
         cells = {str(name).strip().lower(): str(value or "").strip() for name, value in row.items()}
-        found[cells["file"]] = _stops(cells[column], column, f"{file}, {cells['file']}")
+        found[cells[named]] = _stops(cells[column], column, f"{file}, {cells[named]}")
     return found
 
 
 def _stops(text: str, column: str, where: str) -> float:
     try:
-        value = float(Fraction(text)) if "/" in text else float(text)
+        number = text.removesuffix("s").strip() if column in SECONDS else text
+        value = float(Fraction(number.replace(" ", ""))) if "/" in number else float(number)
     except (ValueError, ZeroDivisionError):
         raise DataError(f"{where}: {column} = {text!r} is no number; give seconds such as 0.5 or 1/60") from None
     if not math.isfinite(value) or (column in SECONDS and value <= 0):

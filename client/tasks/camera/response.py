@@ -62,8 +62,10 @@ def develop(pixels: Tensor, knots: Tensor) -> Tensor:
 def inverse(knots: Tensor) -> Tensor:
     """X^(1/2.2) at the pixel values 0, 1/255, … 1 (..., 256) of a response (..., 257), differentiable in its knots."""
     levels = torch.linspace(0, 1, 256, dtype=knots.dtype, device=knots.device)
-    # Counting instead of searching: it is small, and every export format knows it.
-    below = (levels[:, None] >= knots.detach()[..., None, :]).sum(-1) - 1
+    # Counting the knots under each level instead of searching: it is small, and every export format knows it.
+    first = torch.ceil(knots.detach() * 255).clamp(0, 255).long()
+    count = torch.zeros(*knots.shape[:-1], 256, dtype=knots.dtype, device=knots.device)
+    below = count.scatter_add(-1, first, torch.ones_like(knots)).cumsum(-1).long() - 1
     below = below.clamp(0, KNOTS - 2)
     low, high = knots.gather(-1, below), knots.gather(-1, below + 1)
     return (below + (levels - low) / (high - low)) / (KNOTS - 1)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from client.tasks.camera.align import aligned, shift, valid_area
+from client.tasks.camera.align import agreement, aligned, shift, valid_area
 from client.tasks.camera.files import clients, exif_exposure, read_bracket, read_camera, read_photograph
 from client.tasks.camera.radiance_file import read_radiance, write_radiance
 from client.tasks.camera.scenes import Photograph, picture
@@ -38,6 +38,8 @@ def test_exposures_come_from_exif_and_a_table_has_the_word_over_it(tmp_path):
     assert [photo.row for photo in found] == [0, 1, 2]
     (tmp_path / "exposure.csv").write_text("file, Seconds\n-2.jpg,1/60\n0.jpg,0.25\n1.jpg,1\n")
     assert [photo.exposure for photo in read_bracket(tmp_path)] == pytest.approx([math.log2(1 / 60), -2, 0])
+    (tmp_path / "exposure.csv").write_text("Exposure_Time;filename\n\n1/60 s;-2.jpg\n0.25;0.jpg\n1 / 1 ;1.jpg\n")
+    assert [photo.exposure for photo in read_bracket(tmp_path)] == pytest.approx([math.log2(1 / 60), -2, 0])
     (tmp_path / "exposure.csv").write_text("file,ev\n-2.jpg,3\n0.jpg,1\n1.jpg,2\n")
     assert [photo.name for photo in read_bracket(tmp_path)] == ["0.jpg", "1.jpg", "-2.jpg"]
 
@@ -49,7 +51,7 @@ def test_exposures_come_from_exif_and_a_table_has_the_word_over_it(tmp_path):
         ("file,exposure_seconds\na.png,1\nb.png,-1\n", "above 0 s"),
         ("file,exposure_seconds\na.png,1\nb.png,1/0\n", "no number"),
         ("file,exposure_seconds\na.png,1\nb.png,nan\n", "above 0 s"),
-        ("name,time\na.png,1\n", "expected file and exposure_seconds"),
+        ("who,when\na.png,1\n", "expected file and exposure_seconds"),
         ("", "expected file and exposure_seconds"),
         ("\xff\xfe", "expected file and exposure_seconds"),
     ],
@@ -107,6 +109,24 @@ def test_a_shift_is_found_whatever_it_is(down, right):
     a = whole[40:168, 60:220]
     b = whole[40 + down : 168 + down, 60 + right : 220 + right]
     assert shift(a, b) == (down, right)
+
+
+@pytest.mark.parametrize("title", ["coffee", "rocket", "astronaut"])
+def test_a_turned_photograph_is_not_the_same_view_and_another_exposure_is(title):
+    light = picture(title)
+
+    def grey(turned, stops):
+        values = ((light * 2.0**stops).clamp(0, 1) ** (1 / 2.2) * 255).permute(1, 2, 0).round().byte().numpy()
+        whole = Image.fromarray(values).rotate(turned, Image.Resampling.BICUBIC)
+        return np.asarray(whole, np.float32)[32:-32, 32:-32].mean(2)
+
+    assert agreement(grey(0, -2), grey(0, 2)) > 0.8
+    assert shift(grey(0, -2), grey(0, 2)) == (0, 0)
+    for degrees in (4, 25, 180):
+        with pytest.raises(DataError, match="do not show the same view"):
+            shift(grey(0, -1), grey(degrees, 1))
+    flat = np.full((64, 64), 90, np.float32)
+    assert agreement(flat, flat + 20) is None  # nothing to compare
 
 
 def test_pure_blue_along_an_edge_is_border_and_elsewhere_is_blue():
