@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import combinations
 
 import torch
 from torch import Tensor
@@ -16,10 +17,14 @@ from .predict import develop
 from .scenes import Photograph
 
 STEPS, PAIRS, PIXELS, RATE = 400, 8, 2048, 0.05
+ONE_BALANCE = 4e-3  # a bracket has one white balance, unless it says clearly that it has not
 
 
 def calibrate(photographs: Sequence[Photograph], seed: int = 0, steps: int = STEPS) -> CameraLayer:
-    """A camera fitted to an aligned bracket: pixels of one photograph developed and taken again at another's exposure.
+    """A camera fitted to an aligned bracket: what two photographs x and y tell of the radiance H must be one.
+
+    Mean of m(x) m(y) (ln H(x) − ln H(y))² / (g'(x)² + g'(y)²), g' = d ln H/dx: squared distances in pixel values from
+    what the camera can give, noise being in both (P. D. Sampson, Computer Graphics and Image Processing 18, 1982).
 
     The photographs' rows are their places. With one exposure alone there is nothing to fit, and the camera is the
     default one, x^(1/2.2).
@@ -38,9 +43,7 @@ def calibrate(photographs: Sequence[Photograph], seed: int = 0, steps: int = STE
     if not len(places):
         return camera
     exposures = torch.tensor([photo.exposure for photo in photographs])
-    pairs = torch.tensor(
-        [(i, j) for i in range(len(exposures)) for j in range(len(exposures)) if exposures[i] != exposures[j]]
-    )
+    pairs = torch.tensor([(i, j) for i, j in combinations(range(len(exposures)), 2) if exposures[i] != exposures[j]])
     optimizer = torch.optim.Adam(camera.parameters(), lr=RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     with torch.enable_grad():
@@ -54,13 +57,21 @@ def calibrate(photographs: Sequence[Photograph], seed: int = 0, steps: int = STE
             weight = trusted(x) * trusted(y) * shown
             views = (camera.view(exposures[own], own, where) for own in (first, second))
             view, target = (View(own.response[:1], _side_by_side(own.log_gain)) for own in views)
-            error = (camera(camera.develop(x, view), target) - y).square()
+            apart = camera.develop(x, view) - camera.develop(y, target)
+            error = apart.square() / (_slope(x, view).square() + _slope(y, target).square())
             loss = (error * weight).sum() / weight.sum().clamp(min=1) + camera.regulariser()
+            loss = loss + ONE_BALANCE * camera.values()["white_balance"].square().sum()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
     return camera.requires_grad_(False)
+
+
+def _slope(pixels: Tensor, view: View) -> Tensor:
+    """d ln H/dx, over some steps of eight bits each way."""
+    low, high = (pixels - 4 / 255).clamp(min=0), (pixels + 4 / 255).clamp(max=1)
+    return (response.develop(high, view.response) - response.develop(low, view.response)) / (high - low)
 
 
 def _side_by_side(values: Tensor) -> Tensor:
@@ -69,7 +80,9 @@ def _side_by_side(values: Tensor) -> Tensor:
 
 
 def radiance(model: SelfCalibrating, photographs: Sequence[Photograph]) -> Tensor:
-    """ln H (3, H, W) of an aligned bracket: the mean of what the photographs tell, weighted by m(x).
+    """ln H (3, H, W) of an aligned bracket: the mean of what the photographs tell, weighted by m(x)/g'(x)².
+
+    That is by how surely each tells it: a step in a pixel value is g' = d ln H/dx in ln H.
 
     What none of them has between the ends of the scale is the network's estimate: of bright pixels mostly from the
     least exposed photographs, of dark ones from the most exposed.
@@ -79,7 +92,8 @@ def radiance(model: SelfCalibrating, photographs: Sequence[Photograph]) -> Tenso
     for photo in photographs:
         pixels = photo.pixels.float() / 255
         away = torch.where(pixels > 0.5, photo.exposure - low, high - photo.exposure)
-        weight = trusted(pixels) + 1e-3 * 4.0**-away
+        view = model.camera.view(torch.tensor([photo.exposure]), torch.tensor([photo.row]), photo.radius[None, None])
+        weight = trusted(pixels) / _slope(pixels[None], view)[0].square() + 1e-4 * 4.0**-away
         if photo.valid is not None:
             weight = weight * (photo.valid + 1e-9)
         total = total + weight * develop(model, photo)

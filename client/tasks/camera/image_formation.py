@@ -98,16 +98,16 @@ class CameraLayer(nn.Module):
         return response.develop(pixels, view.response) - view.log_gain
 
     def regulariser(self) -> Tensor:
-        """1e-3 Σ (second difference)² of each response in units of the straight line's slope, and ridges.
+        """1e-4 Σ (second difference)² of each response in units of the straight line's slope, and ridges.
 
         Two of its ambiguities end here: exposures may be off by some 0.05 EV and no more, since a common factor of all
         would be another response; and balances are about 1, since a common one would be another scene.
         """
         values = self.values()
         bend = (values["response"].diff(n=2, dim=-1) * (response.KNOTS - 1)).square().sum(-1).mean()
-        ridges = values["exposure"].square().sum() / 0.05**2 + values["white_balance"].square().sum() / 0.5**2
+        ridges = values["exposure"].square().sum() / 0.05**2 + values["white_balance"].square().sum() / 0.15**2
         ridges = ridges + values["vignetting"].square().sum()
-        return 1e-3 * bend + 1e-5 * ridges
+        return 1e-4 * bend + 1e-5 * ridges
 
     def plot(self, path: Path, truth: Mapping[str, Tensor] | None = None) -> Path:
         """The three response curves, and the vignetting from the middle to the corner."""

@@ -1,6 +1,7 @@
 """The task: what it trains on, what a simulation sends, and a run used on photographs."""
 
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,8 +11,10 @@ from safetensors.torch import load_file
 
 import fedpara as fp
 from client.tasks.camera import baselines, synthetic
-from client.tasks.camera.calibrate import calibrate, grey
+from client.tasks.camera.calibrate import calibrate, grey, radiance
 from client.tasks.camera.examples import TILE, held_out, tiles
+from client.tasks.camera.exhibits import score
+from client.tasks.camera.files import read_bracket
 from client.tasks.camera.image_formation import View, radius_squared
 from client.tasks.camera.network import BlackBox, SelfCalibrating, retake
 from client.tasks.camera.predict import predict
@@ -125,6 +128,28 @@ def test_calibrating_on_a_bracket_finds_the_response(camera):
         calibrate(photographs[:1]).values()["response"], camera.truth["response"]
     )
     assert float(grey(found).sum()) == pytest.approx(0, abs=1e-5)
+
+
+def test_a_real_bracket_is_predicted_from_two_of_its_exposures(memorial):
+    """1 s and 8 s of memorial church, physics alone: a stop more from each; radiance beside Debevec and Malik's."""
+    bracket = {photo.exposure: photo for photo in read_bracket(memorial)}
+    two = [replace(bracket[stops], row=row) for row, stops in enumerate((0.0, 3.0))]
+    model = SelfCalibrating(2).eval()
+    model.camera = calibrate(two)
+    assert float(model.camera.values()["white_balance"].abs().max()) < 0.02  # one film, one light
+    assert score(model, two[0], bracket[1.0]) > 30
+    assert score(model, two[1], bracket[4.0]) > 30
+    reference = read_radiance(memorial / "memorial.hdr").transpose(2, 0, 1)
+    shown = (reference[:2] > 0).any(0) & two[0].valid.numpy() & two[1].valid.numpy()  # around it lies pure blue
+
+    def agreement(log_radiance):
+        truth = np.log(reference[:, shown].clip(min=1e-6))
+        return np.corrcoef(log_radiance[:, shown].numpy().ravel(), truth.ravel())[0, 1]
+
+    with torch.no_grad():
+        found = agreement(radiance(model, two))
+    assert found > 0.98
+    assert found >= agreement(baselines.radiance_map(two, baselines.inverse_responses(two)))
 
 
 def test_debevec_and_malik_is_their_equation(camera):
