@@ -9,6 +9,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from fedpara.errors import DataError
 
@@ -20,6 +21,7 @@ SHARES = (0.5, 0.35, 0.65, 0.2, 0.8, 0.1, 0.9)  # of pixels under the threshold,
 UNSURE = 4  # steps of eight bits around the threshold that noise can cross
 DISAGREE = 0.3  # share of bits that differ where two pictures show different things; chance alone gives 0.5
 AGREE = 0.4  # correlation of slopes at some 64 to 128 pixels: of one view 0.7 to 1, turned by 3 degrees 0.1 to 0.4
+TURN, GAIN = 0.5, 0.05  # degrees between the turns that are tried first; what one must gain to be believed
 FLAT = 0.02  # slopes so small, in ln(value), are noise
 _Grey = NDArray[np.float32]
 
@@ -27,18 +29,68 @@ _Grey = NDArray[np.float32]
 def aligned(photographs: Sequence[Photograph]) -> tuple[list[Photograph], list[tuple[int, int]]]:
     """The photographs cut to what all of them show, and by how many pixels (down, right) each was shifted.
 
-    Each is compared with its neighbour in exposure. Only whole shifts are found.
+    Each is compared with its neighbour in exposure. Whole shifts are found, and turns of a few degrees.
 
     Raises:
         DataError: two of them do not show the same view, or share less than half of it.
     """
     order = sorted(range(len(photographs)), key=lambda place: photographs[place].exposure)
-    greys = [photo.pixels.float().mean(0).numpy() for photo in photographs]
+    found = list(photographs)
     shifts = {order[0]: (0, 0)}
     for a, b in pairwise(order):
-        down, right = shift(greys[a], greys[b], photographs[a].name, photographs[b].name)
+        first, second = _grey(found[a]), _grey(found[b])
+        if degrees := turn(first, second):
+            found[b] = turned(found[b], degrees)
+            second = _grey(found[b])
+        down, right = shift(first, second, found[a].name, found[b].name)
         shifts[b] = (shifts[a][0] + down, shifts[a][1] + right)
-    return _cut(photographs, [shifts[place] for place in range(len(photographs))])
+    return _cut(found, [shifts[place] for place in range(len(found))])
+
+
+def _grey(photo: Photograph) -> _Grey:
+    return photo.pixels.float().mean(0).numpy()
+
+
+def turned(photo: Photograph, degrees: float) -> Photograph:
+    """The photograph turned anticlockwise about its middle; what comes from outside of it is not valid."""
+    pixels = Image.fromarray(photo.pixels.permute(1, 2, 0).contiguous().numpy())
+    valid = np.ones(photo.size, np.uint8) if photo.valid is None else photo.valid.numpy().astype(np.uint8)
+    inside = Image.fromarray(255 * valid).rotate(degrees, Image.Resampling.BILINEAR)
+    found = torch.from_numpy(np.array(pixels.rotate(degrees, Image.Resampling.BICUBIC))).permute(2, 0, 1)
+    return replace(photo, pixels=found.contiguous(), valid=torch.from_numpy(np.array(inside) == 255))
+
+
+def turn(a: _Grey, b: _Grey) -> float:
+    """By how many degrees ``b`` must be turned anticlockwise to lie on ``a``, up to 3 or so; 0 where that gains little.
+
+    Slopes are compared at small size for every half degree and shifts around what thresholds tell, then at twice
+    and four times that size near the best.
+    """
+    thresholds = _thresholds(a, b)
+    if thresholds is None or min(a.shape) < 2 * SMALLEST:
+        return 0.0
+    levels = [(a, b)]
+    while min(levels[-1][0].shape) >= 4 * SMALLEST:
+        levels.append((_halved(levels[-1][0]), _halved(levels[-1][1])))
+    shrunk = 2 ** (len(levels) - 1)
+    down, right = (round(by / shrunk) for by in _found_shift(a, b, thresholds))
+    best, angle, gain, reach = 0.0, 0.0, 0.0, 2
+    for place, (fine, coarse) in enumerate(reversed(levels[-3:])):
+        step = TURN / 2**place
+        tried = [0.0, *np.arange(-3, 3.1, step)] if place == 0 else [angle, angle - step, angle + step]
+        around = [(down + y, right + x) for y in range(-reach, reach + 1) for x in range(-reach, reach + 1)]
+        scores = {
+            (degrees, by): _slopes_agree(*_overlap(fine, other, by)) or 0.0
+            for degrees in tried
+            for other in [np.asarray(Image.fromarray(coarse).rotate(degrees, Image.Resampling.BILINEAR))]
+            for by in around
+        }
+        angle, (down, right) = max(scores, key=lambda own: scores[own])
+        if place == 0:
+            best = scores[angle, (down, right)]
+            gain = best - max(score for (degrees, _), score in scores.items() if degrees == 0)
+        down, right, reach = 2 * down, 2 * right, 1
+    return float(angle) if gain > GAIN and best > AGREE else 0.0
 
 
 def _cut(
@@ -68,6 +120,20 @@ def shift(a: _Grey, b: _Grey, name_a: str = "a", name_b: str = "b") -> tuple[int
     thresholds = _thresholds(a, b)
     if thresholds is None:
         return 0, 0  # one of them is all black or all white: nothing tells where it lies
+    best = _found_shift(a, b, thresholds)
+    moved = _different(a, b, thresholds, best)
+    found = agreement(*_overlap(a, b, best))
+    if found < AGREE if found is not None else moved > DISAGREE:
+        told = f"{100 * moved:.0f} % of their outlines differ" if found is None else f"their edges agree to {found:.2f}"
+        raise DataError(
+            f"{name_a} and {name_b} do not show the same view ({told}): "
+            "give photographs of one view, from one place, not turned"
+        )
+    return best
+
+
+def _found_shift(a: _Grey, b: _Grey, thresholds: tuple[float, float]) -> tuple[int, int]:
+    """The shift (down, right) with the fewest bits on different sides of the thresholds, from coarse to fine."""
     levels = [(a, b)]
     while min(levels[-1][0].shape) >= 2 * SMALLEST:
         levels.append((_halved(levels[-1][0]), _halved(levels[-1][1])))
@@ -79,16 +145,7 @@ def shift(a: _Grey, b: _Grey, name_a: str = "a", name_b: str = "b") -> tuple[int
         around = [(best[0] + y, best[1] + x) for y in near for x in near]
         best = min(around, key=lambda by: (_different(fine, coarse, thresholds, by), abs(by[0]) + abs(by[1])))
     at_rest, moved = (_different(a, b, thresholds, by) for by in ((0, 0), best))
-    if moved > 0.8 * at_rest:  # registered already, as far as can be told
-        best, moved = (0, 0), at_rest
-    found = agreement(*_overlap(a, b, best))
-    if found < AGREE if found is not None else moved > DISAGREE:
-        told = f"{100 * moved:.0f} % of their outlines differ" if found is None else f"their edges agree to {found:.2f}"
-        raise DataError(
-            f"{name_a} and {name_b} do not show the same view ({told}): "
-            "give photographs of one view, from one place, not turned"
-        )
-    return best
+    return (0, 0) if moved > 0.8 * at_rest else best  # registered already, as far as can be told
 
 
 def agreement(a: _Grey, b: _Grey) -> float | None:
@@ -96,8 +153,13 @@ def agreement(a: _Grey, b: _Grey) -> float | None:
 
     Slopes do not change with exposure. None where too few are clipped in neither, or there are none to compare.
     """
-    while min(a.shape) >= 128:
+    while min(a.shape) >= 4 * SMALLEST:
         a, b = _halved(a), _halved(b)
+    return _slopes_agree(a, b)
+
+
+def _slopes_agree(a: _Grey, b: _Grey) -> float | None:
+    """The same of these very pixels."""
     clear = (np.minimum(a, b) > 10) & (np.maximum(a, b) < 245)
     log_a, log_b = np.log(a + 8), np.log(b + 8)
     both = [clear[1:] & clear[:-1], clear[:, 1:] & clear[:, :-1]]

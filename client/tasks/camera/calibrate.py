@@ -13,7 +13,7 @@ from fedpara.seeds import generator_for
 from . import response
 from .image_formation import CameraLayer, View, trusted
 from .network import SelfCalibrating
-from .predict import develop
+from .predict import develop, in_tiles
 from .scenes import Photograph
 
 STEPS, PAIRS, PIXELS, RATE = 400, 8, 2048, 0.05
@@ -92,13 +92,22 @@ def radiance(model: SelfCalibrating, photographs: Sequence[Photograph]) -> Tenso
     for photo in photographs:
         pixels = photo.pixels.float() / 255
         away = torch.where(pixels > 0.5, photo.exposure - low, high - photo.exposure)
-        view = model.camera.view(torch.tensor([photo.exposure]), torch.tensor([photo.row]), photo.radius[None, None])
-        weight = trusted(pixels) / _slope(pixels[None], view)[0].square() + 1e-4 * 4.0**-away
+        weight = _surely(model.camera, photo) + 1e-4 * 4.0**-away
         if photo.valid is not None:
             weight = weight * (photo.valid + 1e-9)
         total = total + weight * develop(model, photo)
         weights = weights + weight
     return total / weights + grey(model.camera)
+
+
+def _surely(camera: CameraLayer, photo: Photograph) -> Tensor:
+    """m(x)/g'(x)² (3, H, W)."""
+
+    def weight(pixels: Tensor, radius: Tensor) -> Tensor:
+        view = camera.view(torch.tensor([photo.exposure]), torch.tensor([photo.row]), radius)
+        return trusted(pixels) / _slope(pixels, view).square()
+
+    return in_tiles(weight, photo.pixels)
 
 
 def grey(camera: CameraLayer) -> Tensor:

@@ -5,11 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from client.tasks.camera.align import agreement, aligned, shift, valid_area
+from client.tasks.camera.align import agreement, aligned, shift, turn, turned, valid_area
 from client.tasks.camera.files import clients, exif_exposure, read_bracket, read_camera, read_photograph
 from client.tasks.camera.radiance_file import read_radiance, write_radiance
 from client.tasks.camera.scenes import Photograph, picture
@@ -127,6 +127,20 @@ def test_a_turned_photograph_is_not_the_same_view_and_another_exposure_is(title)
             shift(grey(0, -1), grey(degrees, 1))
     flat = np.full((64, 64), 90, np.float32)
     assert agreement(flat, flat + 20) is None  # nothing to compare
+
+
+@given(st.sampled_from(["coffee", "rocket", "astronaut"]), st.floats(-3, 3))
+@settings(max_examples=8)
+def test_a_photograph_turned_by_little_is_turned_back(title, degrees):
+    light = picture(title)[:, :256, :256]
+    low, high = ((light * 2.0**stops).clamp(0, 1) ** (1 / 2.2) * 255 for stops in (-1, 1))
+    first, second = Photograph(low.round().byte(), -1.0), turned(Photograph(high.round().byte(), 1.0), degrees)
+    seen = [photo.pixels.float().mean(0).numpy() for photo in (first, second)]
+    found = turn(*seen)
+    assert abs(found + degrees) < 0.2 or (found == 0 and abs(degrees) < 0.7)
+    (a, b), _ = aligned([first, second])
+    assert a.size == b.size
+    assert not found or agreement(*(photo.pixels.float().mean(0).numpy() for photo in (a, b))) > agreement(*seen)
 
 
 def test_pure_blue_along_an_edge_is_border_and_elsewhere_is_blue():
