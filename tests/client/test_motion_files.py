@@ -1,12 +1,18 @@
 """Videos and folders: read and written as streams, and what is said of those that cannot be."""
 
+import subprocess
 import sys
+from fractions import Fraction
 
+import av
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from client.tasks.motion import photographs
+from client.tasks.motion.footage import Apply, magnify_file
+from client.tasks.motion.network import build
 from client.tasks.motion.photographs import (
     TEST,
     TRAIN,
@@ -83,6 +89,86 @@ def test_what_cannot_be_read_is_named(tmp_path):
     (tmp_path / "none").mkdir()
     with pytest.raises(DataError, match="holds no images"):
         Reader(tmp_path / "none")
+
+
+def test_damaged_files_are_errors_and_not_a_wait_for_ever(tmp_path):
+    """Read in a process of its own: what was wrong once was that it did not come back."""
+    whole = film(tmp_path / "whole.mkv", count=12, height=96, width=128).read_bytes()
+    for seed in range(6):
+        generator, damaged = torch.Generator().manual_seed(seed), bytearray(whole)
+        for place in range(len(whole) // 4, 3 * len(whole) // 4, 40):
+            damaged[place] = int(torch.randint(256, (), generator=generator))
+        (tmp_path / f"{seed}.mkv").write_bytes(damaged)
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from client.tasks.motion.video import Reader\n"
+        "from fedpara.errors import DataError\n"
+        "for seed in range(6):\n"
+        "    try:\n"
+        "        print(len(list(Reader(Path(sys.argv[1]) / f'{seed}.mkv'))))\n"
+        "    except DataError as error:\n"
+        "        print(error)\n"
+    )
+    words = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(words, check=True, capture_output=True, text=True, timeout=120)
+    assert done.stdout.count("cannot be read as a video") == 6
+    assert done.stderr == ""
+
+
+def uneven(path, gaps=(33, 33, 100, 20, 250), count=12):
+    """A film whose frames come so many milliseconds apart."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=30)
+        stream.width, stream.height, stream.codec_context.time_base = 64, 48, Fraction(1, 1000)
+        time = 0
+        for place in range(count):
+            frame = av.VideoFrame.from_ndarray(picture(48, 64, place).permute(1, 2, 0).numpy().copy(), format="rgb24")
+            frame.pts, frame.time_base = time, Fraction(1, 1000)
+            time += gaps[place % len(gaps)]
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def test_the_rate_of_a_variable_video_is_that_of_its_frames(tmp_path):
+    reader = Reader(uneven(tmp_path / "a.mkv"))
+    assert reader.fps == pytest.approx(11 / 0.905, rel=1e-3)
+    assert reader.apart == pytest.approx((0.02, 0.25))
+    assert Reader(uneven(tmp_path / "b.mkv", gaps=(33, 33, 34))).apart is None
+    assert Reader(film(tmp_path / "c.mp4")).apart is None
+
+
+def test_uneven_frames_are_refused_where_frequencies_matter_and_said_elsewhere(tmp_path):
+    source, model = uneven(tmp_path / "a.mkv"), build("light").eval()
+    band = {"mode": "temporal", "low": 0.4, "high": 3.0, "device": "cpu"}
+    with pytest.raises(ConfigError, match=r"0\.02 to 0\.25 s apart, .*--fps"):
+        magnify_file(model, source, tmp_path / "out.mp4", Apply(**band))
+    assert not (tmp_path / "out.mp4").exists()
+    for options in (Apply(device="cpu"), Apply(**band, fps=12.0)):
+        *_, note = magnify_file(model, source, tmp_path / "out.mp4", options)
+        assert note == "its frames are 0.02 to 0.25 s apart: they were taken as even"
+
+
+def test_grey_ten_bit_and_sounding_videos_are_read(tmp_path):
+    kinds = {"grey.mkv": ("libx264", "gray"), "ten.mkv": ("libx264", "yuv420p10le"), "sound.avi": ("mpeg4", "yuv420p")}
+    for name, (codec, pixels) in kinds.items():
+        with av.open(str(tmp_path / name), "w") as container:
+            stream = container.add_stream(codec, rate=25)
+            stream.width, stream.height, stream.pix_fmt = 64, 48, pixels
+            sound = container.add_stream("mp3", rate=44100) if name.startswith("sound") else None
+            for place in range(3):
+                grey = picture(48, 64, place)[:1].expand(3, -1, -1).permute(1, 2, 0).numpy().copy()
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(grey, format="rgb24")))
+            container.mux(stream.encode())
+            if sound:
+                silence = av.AudioFrame.from_ndarray(np.zeros((2, 1152), np.float32), format="fltp", layout="stereo")
+                silence.sample_rate = 44100
+                container.mux(sound.encode(silence))
+                container.mux(sound.encode())
+        frames = list(Reader(tmp_path / name))
+        assert [tuple(frame.shape) for frame in frames] == [(3, 48, 64)] * 3
+        assert (frames[2].float() - picture(48, 64, 2)[:1].float()).abs().mean() < 6
 
 
 def test_frames_of_two_sizes_are_refused(tmp_path):

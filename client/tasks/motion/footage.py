@@ -85,6 +85,11 @@ def magnify_file(model: nn.Module, source: Path | None, output: Path | None, opt
         raise DataError(f"{output} is the input: name another output")
     reader = Reader(source)
     fps = options.fps or reader.fps or FOLDER_FPS
+    if reader.apart and not options.fps and options.mode == "temporal":
+        raise ConfigError(
+            f"{source}: frames are {_apart(reader.apart)} s apart, and mode = 'temporal' needs them even: give the "
+            "video at a constant rate (ffmpeg -i IN -vf fps=30 OUT), or take them as even with --fps"
+        )
     change = _change(options, fps)
     frames = _at_least_two(reader)
     first = next(frames)
@@ -106,11 +111,18 @@ def magnify_file(model: nn.Module, source: Path | None, output: Path | None, opt
             advance()
     how = f"{options.mode} {options.low:g}–{options.high:g} Hz" if options.mode == "temporal" else options.mode
     lines = [f"written: {output}: {count} frames of {width}×{height} at {fps:g} a second, {how}, α = {options.alpha:g}"]
+    if reader.apart:
+        lines.append(f"its frames are {_apart(reader.apart)} s apart: they were taken as even")
     if slices:
         picture = output.with_name(f"{output.stem}-slice.png")
         slices.save(picture)
         lines.append(f"written: {picture}: column {options.slice_at} over time, the input above, the result below")
     return lines
+
+
+def _apart(seconds: tuple[float, float]) -> str:
+    least, most = seconds
+    return f"{least:.3g} to {most:.3g}"
 
 
 def _change(options: Apply, fps: float) -> Callable[[], Change]:

@@ -18,10 +18,12 @@ def magnification_loss(model: Magnifier, batch: tuple[Tensor, ...], regulariser:
     α, (n,). V is texture, which motion must not change; M is shape, which colour must not change.
     """
     a, b, truth, b_coloured, truth_coloured, alpha = batch
-    textures, shapes = model.encode(torch.cat([a, b, b_coloured, truth_coloured]))
+    # channels last, which a CPU's convolutions of few channels are a third faster with
+    frames = torch.cat([a, b, b_coloured, truth_coloured]).contiguous(memory_format=torch.channels_last)
+    textures, shapes = model.encode(frames)
     of_a, of_b, of_b_coloured, of_truth = textures.chunk(4)
     before, shape, shape_coloured, _ = shapes.chunk(4)
-    drawn = model.decode(of_b, shape, model.manipulate(shape, shape - before, alpha), b)
+    drawn = model.decode(of_b, shape, model.manipulate(shape, shape - before, alpha), frames.chunk(4)[1])
     apart = F.l1_loss(of_a, of_b) + F.l1_loss(of_b_coloured, of_truth) + F.l1_loss(shape, shape_coloured)
     return F.l1_loss(drawn, truth) + regulariser * apart
 

@@ -132,7 +132,7 @@ def magnified(
         result = torch.empty_like(x)
         for tile, own in zip(parts, changes, strict=True):
             top, left, bottom, right = tile.around
-            seen = x[:, :, top:bottom, left:right]
+            seen = x[:, :, top:bottom, left:right].contiguous(memory_format=torch.channels_last)
             texture, shape = model.encode(seen)
             drawn = model.decode(texture, shape, model.manipulate(shape, own(shape), factor), seen)
             result[:, :, tile.top : tile.bottom, tile.left : tile.right] = drawn[

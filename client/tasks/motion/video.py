@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import suppress
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any, Self
@@ -18,13 +19,16 @@ from fedpara.errors import DataError
 
 VIDEOS = frozenset({".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv"})
 FOLDER_FPS = 30.0  # of frames in a folder, where nobody says otherwise
+TIMED = 2000  # frames of a file whose times are looked at before it is read
+UNEVEN = 0.25  # deviation of the time between frames, as a share of its mean, from which a rate says too little
 QUALITY = "17"  # x264's crf: hardly to be told from the frames
 
 
 class Reader:
     """The frames of a video file or of a folder of images, by name: uint8 (3, H, W), all of one size.
 
-    `fps` is frames a second, `count` how many frames are to be expected (0: not known). It can be gone through again.
+    `fps` is frames a second, `count` how many frames are to be expected (0: not known), `apart` the least and the most
+    seconds between two frames where these differ much (variable frame rate). It can be gone through again.
 
     Raises:
         DataError: nothing is there, or not a video that can be read; PyAV is needed and missing.
@@ -32,6 +36,7 @@ class Reader:
 
     def __init__(self, path: Path) -> None:
         self.path, self.fps, self.count = path, FOLDER_FPS, 0
+        self.apart: tuple[float, float] | None = None
         self._files: list[Path] = []
         if path.is_dir():
             self._files = image_files(path)
@@ -41,6 +46,18 @@ class Reader:
                 stream = container.streams.video[0]
                 self.fps = float(stream.average_rate or FOLDER_FPS)
                 self.count = stream.frames
+                self._look_at(_times(container))
+
+    def _look_at(self, times: np.ndarray) -> None:
+        """Believe the frames' own times where the file's rate is another, as it is where the rate is variable."""
+        if len(times) < 2 or times[0] == times[-1]:
+            return
+        gaps = np.diff(times)
+        measured = float(1 / gaps.mean())
+        if not 0.9 < self.fps / measured < 1.1:
+            self.fps = measured
+        if gaps.std() > UNEVEN * gaps.mean():
+            self.fps, self.apart = measured, (float(gaps.min()), float(gaps.max()))
 
     def __iter__(self) -> Iterator[Tensor]:
         size = None
@@ -86,6 +103,17 @@ class Reader:
         return DataError(
             f"{self.path} cannot be read as a video{where} ({reason}). Replace it, or give a folder of its frames"
         )
+
+
+def _times(container: Any) -> np.ndarray:
+    """Of the first frames in an open file, seconds in order of time, without decoding; empty where it does not say."""
+    stream = container.streams.video[0]
+    packets = islice((packet for packet in container.demux(stream) if packet.pts is not None), TIMED)
+    found = []
+    with suppress(Exception):  # what cannot be read is said when the frames are
+        for packet in packets:
+            found.append(float(packet.pts * packet.time_base))
+    return np.unique(found)
 
 
 class Writer:
@@ -173,5 +201,8 @@ def load_av(path: Path) -> ModuleType:
         raise DataError(
             f"{path}: video files need PyAV: pip install 'fedpara[video]', or use a folder of frames"
         ) from None
-    av.logging.set_level(av.logging.PANIC)  # what is wrong is said in one line, here
+    # What is wrong is said in one line, here. By FFmpeg's own means: PyAV's would have its decoding threads wait for
+    # Python while Python waits for them, for ever, in a damaged file.
+    av.logging.restore_default_callback()
+    av.logging.set_libav_level(av.logging.PANIC)
     return av
