@@ -22,6 +22,8 @@ from client.tasks.motion.baselines import BASELINES
 from client.tasks.motion.gallery import grid as judged_grid
 from client.tasks.motion.gallery import network_method
 from client.tasks.motion.judging import NOISES, SIZES, Judged, Method, by_case, score
+from client.tasks.motion.losses import ssim
+from client.tasks.motion.photographs import TEST
 from fedpara.compare import Entry, markdown, read_grid, rows, run_grid, targets, write
 from fedpara.parametrize import merge_
 from fedpara.run import Run
@@ -55,6 +57,20 @@ def by_motion(entries: Sequence[Entry]) -> dict[str, list[Cases]]:
         each = [_judge(network_method(model), judged) for model in models(entry.run)]
         trained[entry.method].append([statistics.fmean(values) for values in zip(*each, strict=True)])
     return found | trained
+
+
+def at_rest(entries: Sequence[Entry]) -> dict[str, list[float]]:
+    """SSIM of what α = 0 makes of frame B to frame B, by method: a value a seed, without noise."""
+    task = cast(Motion, build_task(entries[0].run.recipe))
+    judged = Judged(task.test_collection, [(1.0, 0.0)], len(TEST), task.options.magnified, JUDGE_SEED)
+    a, b, *_ = judged.batch(torch.arange(len(judged)))
+    found = defaultdict(list)
+    with torch.no_grad():
+        for entry in entries:
+            drawn = [model(a, b, torch.zeros(len(b))) for model in models(entry.run)]
+            alike = [ssim(*(((frame + 1) / 2).clamp(0, 1) for frame in (own, b))).mean() for own in drawn]
+            found[entry.method].append(float(torch.stack(alike).mean()))
+    return found
 
 
 def _judge(method: Method, judged: Judged) -> Cases:
@@ -95,6 +111,9 @@ def main() -> None:
     print(f"\n{len(grid.seeds)} seeds, on the clients' own held-out images\n\n{markdown(found, grid.baseline)}")
     print(f"\nSeed by seed\n\n{by_seed(found, grid.baseline)}")
     print(f"\nSSIM on photographs of no client, by motion\n\n{tables(by_motion(entries))}")
+    print("\nSSIM to the frame given, α = 0")
+    for method, values in at_rest(entries).items():
+        print(f"{method}: {_cell(values)}")
 
 
 if __name__ == "__main__":

@@ -37,6 +37,16 @@ def test_any_size_comes_out_as_it_went_in(model, size):
     assert out[0].dtype == torch.uint8
 
 
+def test_grey_stays_grey_and_colour_is_left_alone(model):
+    frames = film(2, 24, 32)
+    grey = [frame[:1].expand(3, -1, -1) for frame in frames]
+    *_, colourless = magnified(model, grey, 20.0, SinceFirst)
+    assert torch.equal(colourless, colourless[:1].expand(3, -1, -1))
+    assert not torch.equal(colourless, grey[1])
+    *_, coloured = magnified(model, frames, 20.0, SinceFirst)
+    assert not torch.equal(coloured, coloured[:1].expand(3, -1, -1))
+
+
 def test_tiles_cover_every_pixel_once():
     seen = torch.zeros(1100, 700, dtype=torch.int)
     for tile in tiles(1100, 700, 48):

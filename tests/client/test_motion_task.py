@@ -164,6 +164,8 @@ def test_the_benchmark_judges_the_common_network_and_each_clients_own(run, tmp_p
     assert not torch.equal(one.shape.weight, two.shape.weight)
     text = benchmark.tables({"none": [[0.5] * 18], "ours": [[0.5] * 18, [0.7] * 18]})
     assert text.count("| ours | 0.600 ± 0.141 |") == 3
+    entries = [benchmark.Entry(name, 0, own) for name, own in (("together", run), ("alone", alone))]
+    assert benchmark.at_rest(entries) == {"together": [pytest.approx(1)], "alone": [pytest.approx(1)]}
 
 
 @pytest.mark.parametrize("options", [(), ("--mode", "dynamic"), ("--mode", "temporal", "--low", 0.4, "--high", 3)])

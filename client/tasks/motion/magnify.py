@@ -138,6 +138,8 @@ def magnified(
             result[:, :, tile.top : tile.bottom, tile.left : tile.right] = drawn[
                 :, :, tile.top - top : tile.bottom - top, tile.left - left : tile.right - left
             ]
+        if bool((frame == frame[:1]).all()):  # grey stays grey, whatever colours the network has learnt
+            result = result.mean(1, keepdim=True).expand_as(result)
         yield ((result[0, :, :height, :width] + 1) * 127.5).round_().clamp_(0, 255).to("cpu", torch.uint8)
 
 
