@@ -36,6 +36,7 @@ def test_every_benchmark_has_grids():
     assert {name.partition("/")[0] for name in FILES} == {
         "bytes",
         "camera",
+        "knitting",
         "motion",
         "optimisers",
         "personalisation",
