@@ -25,7 +25,7 @@ from .renderer import CELL, render
 FEWEST_PIXELS = 4  # of a photograph, a stitch
 SKEW = 1.2  # how far a photograph's shape may be from that of its stitches
 FLAT = 2.0  # grey levels of deviation below which nothing is in a photograph
-CLEARER = 0.03  # mean confidence by which another rotation must be ahead to be named
+CLEARER = 0.1  # mean confidence by which another rotation must be ahead to be named
 
 
 @dataclass(frozen=True)
