@@ -22,7 +22,7 @@ from .examples import Swatches, Taken, simulated
 from .instructions import COUNT, NAMES, mirrored
 from .judging import Score, aligned, score
 from .losses import adversarial, cell_weights, cross_entropy, perceptual, shifted_cross_entropy, syntax
-from .network import Knitter, frozen, scaled
+from .network import Knitter, scaled
 from .programs import random_programs
 from .renderer import render
 from .simulated_real import Mill, mill
@@ -134,7 +134,7 @@ class Knitting(Task):
         flipped = torch.rand(len(photographs), generator=generator) < 0.5
         photographs = torch.where(flipped.view(-1, 1, 1), photographs.flip(-1), photographs)
         programs = torch.where(flipped.view(-1, 1, 1), mirrored(programs), programs)
-        known = random_programs(len(photographs), generator)
+        known = random_programs(len(photographs), generator, size=(programs.shape[1], programs.shape[2]))
         made = [scaled(photographs), programs, scaled(render(known)), known]
         if alone:
             weak = scaled(alone[0])
@@ -165,7 +165,7 @@ class Knitting(Task):
         if how.syntax:
             loss = loss + how.syntax * syntax(logits)
         told, refined = programs, seen
-        if alone:
+        if alone and (how.pseudo or knitter.refiner is not None):
             believed, sure, clearer = self._read_alone(knitter, alone[0])
             if how.pseudo:
                 weights = cell_weights(believed, how.ground) * sure
@@ -184,7 +184,7 @@ class Knitting(Task):
     def _read_alone(self, knitter: Knitter, photographs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What is read of photographs without programs, where it is believed (0 or 1), and the photographs refined."""
         clearer = knitter.refined(photographs)
-        with torch.no_grad(), frozen(knitter.reader):
+        with torch.no_grad():
             sure, read = knitter.reader(clearer.detach()).softmax(1).max(1)
         return read, (sure >= self.options.threshold).to(sure.dtype), clearer
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from .instructions import COUNT, K, M, P, S, T
 from .knittability import mended
 
-SIDE = 20
+SIDE, LEAST = 20, 12  # stitches a side of a program; what motifs need
 PUBLISHED = (44.4, 47.7, 0.41, 1.49, 1.3, 0.015, 1.3, 0.015, 1.3, 0.015, 1.3, 0.015, 0.2, 0.2, 0.2, 0.2, 0.12)  # %
 XR_ABOVE, XR_BELOW, XL_ABOVE, XL_BELOW = 12, 13, 14, 15
 
@@ -33,24 +33,27 @@ class Mix:
     purl: float = 0.54
 
 
-def random_programs(count: int, generator: torch.Generator, mix: Mix | None = None, side: int = SIDE) -> Tensor:
-    """Knittable programs, uint8 (count, side, side)."""
+def random_programs(
+    count: int, generator: torch.Generator, mix: Mix | None = None, size: tuple[int, int] = (SIDE, SIDE)
+) -> Tensor:
+    """Knittable programs, uint8 (count, rows, columns)."""
     mix = mix or Mix()
     source = random.Random(int(torch.randint(2**62, (), generator=generator)))
-    drawn = [random_program(source, mix, side) for _ in range(count)]
-    return torch.tensor(drawn, dtype=torch.uint8).reshape(count, side, side)
+    drawn = [random_program(source, mix, size) for _ in range(count)]
+    return torch.tensor(drawn, dtype=torch.uint8).reshape(count, *size)
 
 
-def random_program(source: random.Random, mix: Mix, side: int = SIDE) -> Grid:
-    """One knittable program, a list of rows."""
+def random_program(source: random.Random, mix: Mix, size: tuple[int, int]) -> Grid:
+    """One knittable program of (rows, columns), a list of rows: drawn on a square at least as large, and cut out."""
     ground = P if source.random() < mix.purl else K
+    side = max(*size, LEAST)
     grid = [[ground] * side for _ in range(side)]
     names = list(mix.families)
     (family,) = source.choices(names, [mix.families[name] for name in names])
     FAMILIES[family](grid, ground, source)
     if source.random() < 0.6 and family != "ribs":
         _border(grid, ground, source)
-    return mended(grid, lambda row, column: ground)
+    return mended([row[: size[1]] for row in grid[: size[0]]], lambda row, column: ground)
 
 
 def _other(ground: int) -> int:

@@ -82,15 +82,15 @@ def mill(name: str, place: int, seed: int) -> Mill:
         name,
         Mix(families, purl),
         yarns,
-        fuzz=between(0.1, 0.55),
-        stretch=between(1.2, 2.6),
-        misplaced=between(0.1, 0.3),
-        light=between(0.1, 0.4),
-        contrast=between(0.45, 1.0),
+        fuzz=between(0.05, 0.4),
+        stretch=between(1.0, 2.0),
+        misplaced=between(0.05, 0.25),
+        light=between(0.1, 0.35),
+        contrast=between(0.55, 1.0),
         brightness=between(-0.1, 0.12),
-        blur=between(0.5, 1.0),
-        noise=between(0.01, 0.04),
-        wear=between(0.0, 0.2),
+        blur=between(0.4, 0.8),
+        noise=between(0.008, 0.03),
+        wear=between(0.0, 0.12),
     )
 
 

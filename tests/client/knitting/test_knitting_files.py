@@ -13,9 +13,9 @@ from fedpara.errors import DataError
 from fedpara.seeds import generator_for
 
 
-def make_mill(folder, pairs=5, alone=2, size=160, seed=0):
+def make_mill(folder, pairs=5, alone=2, *, size=160, seed=0, stitches=(20, 20)):
     """Photographs, JPEG in colour, of which the first have programs."""
-    programs = random_programs(pairs + alone, generator_for(seed))
+    programs = random_programs(pairs + alone, generator_for(seed), size=stitches)
     for part in ("real", "instruction"):
         (folder / part).mkdir(parents=True)
     for place, (program, fabric) in enumerate(zip(programs, render(programs), strict=True)):
@@ -126,7 +126,7 @@ def test_what_is_missing_is_named(tmp_path):
 def test_programs_of_two_sizes_are_refused(tmp_path):
     make_mill(tmp_path / "north", 2, 0)
     file = tmp_path / "north" / "instruction" / "swatch1.png"
-    file.write_bytes(program_png(random_programs(1, generator_for(0), side=12)[0]))
+    file.write_bytes(program_png(random_programs(1, generator_for(0), size=(12, 12))[0]))
     with pytest.raises(DataError, match=r"is 12 x 12 stitches, .* 20 x 20: give all one size"):
         read_mill(tmp_path, "north", 0.0, 0)
 

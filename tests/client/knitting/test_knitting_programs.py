@@ -119,6 +119,13 @@ def test_mending_leaves_nothing_broken_and_what_was_whole_as_it_was(program):
     assert set(after[after != program].tolist()) <= {1}
 
 
+@given(st.integers(4, 30), st.integers(4, 30), st.sampled_from(sorted(FAMILIES)), st.integers(0, 99))
+def test_programs_of_any_size_can_be_knitted(rows, columns, family, seed):
+    drawn = random_programs(2, generator_for(seed), Mix({family: 1.0}), (rows, columns))
+    assert drawn.shape == (2, rows, columns)
+    assert not broken(drawn).any()
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_programs_of_every_family_can_be_knitted(family):
     drawn = random_programs(60, generator_for(0, family), Mix({family: 1.0}))
@@ -148,7 +155,7 @@ def test_programs_repeat_themselves_from_the_same_generator_and_differ_from_anot
     first = random_programs(5, generator_for(3))
     assert torch.equal(first, random_programs(5, generator_for(3)))
     assert not torch.equal(first, random_programs(5, generator_for(4)))
-    assert random_programs(2, generator_for(0), side=12).shape == (2, 12, 12)
+    assert random_programs(2, generator_for(0), size=(7, 31)).shape == (2, 7, 31)
 
 
 def test_the_most_frequent_instruction_is_counted_by_program():

@@ -62,7 +62,7 @@ def photograph(tmp_path):
     """A colour JPEG of some fabric, as large as `fabric` says."""
 
     def take(name="photo.jpg", rows=20, columns=20, size=None, exif=None):
-        fabric = render(random_programs(1, generator_for(4), side=max(rows, columns))[:, :rows, :columns])[0]
+        fabric = render(random_programs(1, generator_for(4), size=(rows, columns)))[0]
         image = Image.fromarray(fabric.numpy())
         image = image.resize(size or image.size)
         more = {"exif": exif} if exif else {}
@@ -280,7 +280,7 @@ def test_what_cannot_be_read_is_refused_in_words(use, photograph, tmp_path):
 
 def test_mills_folders_train_together(tmp_path):
     for seed, name in enumerate(("north", "south", "test")):
-        make_mill(tmp_path / name, 4, 1, seed=seed)
+        make_mill(tmp_path / name, 4, 1, seed=seed, stitches=(12, 16))
     done = fp.simulate(
         recipe(photographs="folder", data_dir=str(tmp_path), rounds=1, refiner=4, pseudo=0.5, holdout=0.25),
         folder=tmp_path / "run",
