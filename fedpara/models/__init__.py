@@ -11,11 +11,12 @@ from torch import nn
 from ..config import nearest
 from ..errors import ConfigError
 from .cnn import CNN
+from .lstm import LSTM
 from .mlp import MLP
 from .resnet import ResNet18
 from .vgg import VGG16
 
-__all__ = ["CNN", "MLP", "MODELS", "VGG16", "ResNet18", "build_model"]
+__all__ = ["CNN", "LSTM", "MLP", "MODELS", "VGG16", "ResNet18", "build_model"]
 
 MODELS: dict[str, Callable[..., nn.Module]] = {"vgg16": VGG16, "resnet18": ResNet18, "cnn": CNN, "2nn": MLP}
 
