@@ -14,11 +14,17 @@ from .cnn import CNN
 from .lstm import LSTM
 from .mlp import MLP
 from .resnet import ResNet18
-from .vgg import VGG16
+from .vgg import VGG8, VGG16
 
-__all__ = ["CNN", "LSTM", "MLP", "MODELS", "VGG16", "ResNet18", "build_model"]
+__all__ = ["CNN", "LSTM", "MLP", "MODELS", "VGG8", "VGG16", "ResNet18", "build_model"]
 
-MODELS: dict[str, Callable[..., nn.Module]] = {"vgg16": VGG16, "resnet18": ResNet18, "cnn": CNN, "2nn": MLP}
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "vgg16": VGG16,
+    "vgg8": VGG8,
+    "resnet18": ResNet18,
+    "cnn": CNN,
+    "2nn": MLP,
+}
 
 
 def build_model(

@@ -10,7 +10,7 @@ from ..errors import ConfigError
 
 
 def _norm(kind: str, channels: int) -> nn.Module:
-    return nn.BatchNorm2d(channels) if kind == "batch" else nn.GroupNorm(32, channels)
+    return nn.BatchNorm2d(channels) if kind == "batch" else nn.GroupNorm(min(32, channels), channels)
 
 
 class BasicBlock(nn.Module):
@@ -33,27 +33,36 @@ class BasicBlock(nn.Module):
         return cast(Tensor, self.relu(self.norm2(self.conv2(inner)) + self.shortcut(images)))
 
 
+def _stage(channels: int, norm: str) -> nn.Sequential:
+    """Two blocks with twice as many channels at half the resolution."""
+    return nn.Sequential(BasicBlock(channels, 2 * channels, 2, norm), BasicBlock(2 * channels, 2 * channels, 1, norm))
+
+
 class ResNet18(nn.Module):
     """ResNet18 (He et al., 2016) with a 3 × 3 stem of stride 1; norm="group" or "batch".
+
+    The stages have `width`, 2, 4 and 8 · `width` channels; 64 is the published one.
 
     Its first two convolutions and the 1 × 1 convolutions stay dense, as in FedPara's experiments. Raises ConfigError.
     """
 
     keep_dense: ClassVar[tuple[str, ...]] = ("conv1", "layer1.0.conv1", "layer*.shortcut.0")
 
-    def __init__(self, num_classes: int = 10, in_channels: int = 3, *, norm: str = "group") -> None:
+    def __init__(self, num_classes: int = 10, in_channels: int = 3, *, norm: str = "group", width: int = 64) -> None:
         super().__init__()
+        if width < 8 or width & (width - 1):
+            raise ConfigError(f"ResNet18: width={width} is not allowed; give a power of two from 8 on")
         if norm not in ("group", "batch"):
             raise ConfigError(f'ResNet18: norm={norm!r} is not known; give "group" or "batch"')
-        self.conv1 = nn.Conv2d(in_channels, 64, 3, padding=1, bias=False)
-        self.norm1 = _norm(norm, 64)
+        self.conv1 = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
+        self.norm1 = _norm(norm, width)
         self.relu = nn.ReLU()
-        self.layer1 = nn.Sequential(BasicBlock(64, 64, 1, norm), BasicBlock(64, 64, 1, norm))
-        self.layer2 = nn.Sequential(BasicBlock(64, 128, 2, norm), BasicBlock(128, 128, 1, norm))
-        self.layer3 = nn.Sequential(BasicBlock(128, 256, 2, norm), BasicBlock(256, 256, 1, norm))
-        self.layer4 = nn.Sequential(BasicBlock(256, 512, 2, norm), BasicBlock(512, 512, 1, norm))
+        self.layer1 = nn.Sequential(BasicBlock(width, width, 1, norm), BasicBlock(width, width, 1, norm))
+        self.layer2 = _stage(width, norm)
+        self.layer3 = _stage(2 * width, norm)
+        self.layer4 = _stage(4 * width, norm)
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(512, num_classes)
+        self.fc = nn.Linear(8 * width, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

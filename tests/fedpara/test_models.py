@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fedpara.errors import ConfigError
-from fedpara.models import CNN, MLP, MODELS, VGG16, ResNet18, build_model
+from fedpara.models import CNN, MLP, MODELS, VGG8, VGG16, ResNet18, build_model
 from fedpara.parametrize import FedPara, describe, parameter_count, parametrize_
 
 
@@ -19,6 +19,7 @@ def test_published_parameter_counts() -> None:
         # FedPara, Table 5: 15.25 M and 15.30 M.
         assert parameter_count(VGG16(10)) == pytest.approx(15.25e6, abs=5e3)
         assert parameter_count(VGG16(100)) == pytest.approx(15.30e6, abs=5e3)
+        assert parameter_count(VGG8(width=16)) == 280_074
         # The usual CIFAR ResNet18: 11.17 M, whichever norm.
         assert parameter_count(ResNet18()) == parameter_count(ResNet18(norm="batch")) == 11_173_962
 
@@ -35,7 +36,9 @@ def test_every_model_takes_every_image_size(name: str, channels: int, size: int 
     assert logits.std() > 0
 
 
-@pytest.mark.parametrize(("name", "rate"), [("vgg16", 1e-3), ("resnet18", 1e-3), ("cnn", 5e-3), ("2nn", 5e-3)])
+@pytest.mark.parametrize(
+    ("name", "rate"), [("vgg16", 1e-3), ("vgg8", 1e-3), ("resnet18", 1e-3), ("cnn", 5e-3), ("2nn", 5e-3)]
+)
 def test_every_model_learns_when_factorised(name: str, rate: float) -> None:
     torch.manual_seed(0)
     model = build_model(name, num_classes=4, in_channels=1, image_size=8)
@@ -96,12 +99,14 @@ def test_options_reach_the_model() -> None:
     [
         ({"name": "vgg61"}, "'vgg61' is not known.*'vgg16'"),
         ({"name": "resnet"}, "'resnet' is not known.*'resnet18'"),
-        ({"name": "ZZZ"}, "known are vgg16, resnet18, cnn, 2nn"),
+        ({"name": "ZZZ"}, "known are vgg16, vgg8, resnet18, cnn, 2nn"),
         ({"name": "resnet18", "nrom": "batch"}, "no option 'nrom'.*'norm'"),
         ({"name": "resnet18", "norm": "layer"}, "norm='layer'"),
         ({"name": "cnn", "in_features": 3}, "no option 'in_features'"),
         ({"name": "cnn", "num_classes": 0}, "positive"),
         ({"name": "cnn", "image_size": 3}, "too small"),
+        ({"name": "vgg8", "width": 12}, "width=12"),
+        ({"name": "resnet18", "width": 24}, "width=24"),
     ],
 )
 def test_bad_names_options_and_sizes_are_refused(arguments: dict[str, object], message: str) -> None:

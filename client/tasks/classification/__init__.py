@@ -70,11 +70,12 @@ class Options:
 
     dataset: str = setting("digits", "digits, mnist, fashion-mnist, mnist-writers, cifar10, cifar100 or folder")
     image_size: int = setting(0, "side that images of a folder are resized to; 0: as they are", low=0)
-    model: str = setting("cnn", "2nn, cnn, vgg16 or resnet18")
+    model: str = setting("cnn", "2nn, cnn, vgg8, vgg16 or resnet18")
     norm: str = setting(
         "", "normalisation of cnn or resnet18; empty: its default", choices=("", "none", "group", "batch")
     )
     hidden: int = setting(0, "hidden units of cnn; 0: its default", low=0)
+    width: int = setting(0, "channels of the first stage of a vgg or resnet18; 0: 64, as published", low=0)
     partition: str = setting("iid", "who gets what", choices=("iid", "dirichlet", "labels", "shards", "owner"))
     alpha: float = setting(0.5, "concentration of the Dirichlet partition: small is uneven", above=0)
     labels: int = setting(2, "labels a client of the labels partition, shards of the shards partition", low=1)
@@ -139,7 +140,7 @@ class Classification(Task):
 
     def model(self) -> nn.Module:
         _, channels, height, width = self.images.train.images.shape
-        chosen = {"norm": self.options.norm, "hidden": self.options.hidden}
+        chosen = {"norm": self.options.norm, "hidden": self.options.hidden, "width": self.options.width}
         return build_model(
             self.options.model,
             num_classes=len(self.images.classes),
