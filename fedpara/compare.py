@@ -88,6 +88,17 @@ def read_grid(path: Path) -> Grid:
     )
 
 
+def entries_in(grid: Grid, folder: Path) -> list[Entry]:
+    """The grid's finished runs in a folder."""
+    chosen = [(seed, method, run_folder(folder, method, seed)) for seed in grid.seeds for method in grid.methods]
+    return [Entry(method, seed, Run(own)) for seed, method, own in chosen if (own / "summary.json").is_file()]
+
+
+def run_folder(folder: Path, method: str, seed: int) -> Path:
+    """Where a grid's run stands."""
+    return folder / f"{_file_name(method)}-seed{seed}"
+
+
 def run_grid(grid: Grid, folder: Path, **overrides: Any) -> list[Entry]:
     """Every run of the grid: those that stand in the folder are read, unfinished ones resumed, the others run."""
     from . import simulate
@@ -95,7 +106,7 @@ def run_grid(grid: Grid, folder: Path, **overrides: Any) -> list[Entry]:
     entries: list[Entry] = []
     for seed in grid.seeds:
         for method in sorted(grid.methods, key=lambda method: method != grid.baseline):  # it says where others may end
-            own = folder / f"{_file_name(method)}-seed{seed}"
+            own = run_folder(folder, method, seed)
             if not (own / "summary.json").is_file():
                 print(f"\n{method}, seed {seed}", flush=True)
                 started = (own / "recipe.toml").is_file()
