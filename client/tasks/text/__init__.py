@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -136,7 +136,8 @@ class Text(Task):
         return Metrics(count, {"accuracy": float(correct) / count, "loss": float(loss) / count})
 
     def holdings(self, clients: int) -> Holdings:
-        return Holdings(tuple(self.split(clients).values()), self.shares.summary())
+        judged = [replace(own, held_out=own.held_out.spread(HELD_OUT)) for own in self.split(clients).values()]
+        return Holdings(tuple(judged), self.shares.summary())
 
     def exhibits(self, model: nn.Module, folder: Path) -> Sequence[Exhibit]:
         written = generate(model, SAMPLE, 400, temperature=0.8, seed=self.seed)
