@@ -11,6 +11,8 @@ from fedpara.codec import codec
 from fedpara.compare import read_grid
 from fedpara.config import read_recipe
 from fedpara.cost import MIB, paper_cost, paper_round_seconds
+from fedpara.parametrize import parameter_count
+from fedpara.task import build_model, build_task
 from server.strategies import STRATEGIES
 from simulations.paper import tables as paper
 from simulations.paper.__main__ import main
@@ -82,6 +84,23 @@ def test_the_full_scale_is_table_6():
         assert (recipe.training.batch_size, recipe.training.lr_decay) == (64, 0.992)
         assert recipe.training.lr == (1.0 if "shakespeare" in setting else 0.1)
         assert recipe.activation == "tanh"
+
+
+@pytest.mark.parametrize("setting", TABLES["table2"].grids["laptop"])
+def test_low_rank_has_fedparas_parameters_at_most(setting, real_data):
+    if "cifar10" in setting and not any(real_data.glob("cifar-10-batches-*")):
+        pytest.skip("FEDPARA_DATA holds no CIFAR-10 in an official layout")
+    if "shakespeare" in setting and not (real_data / "shakespeare").is_dir():
+        pytest.skip("FEDPARA_DATA holds no shakespeare/")
+    grid = paper.read(TABLES["table2"], "laptop", setting)
+    recipe = read_recipe(find_recipe(grid.recipe), grid.overrides("original", 0))
+    own = build_task(recipe)
+    assert len(own.population(recipe.clients)) == recipe.clients
+    counted = {}
+    for method in grid.methods:
+        recipe = read_recipe(find_recipe(grid.recipe), grid.overrides(method, 0))
+        counted[method] = parameter_count(build_model(recipe, own))
+    assert 0.97 * counted["FedPara"] < counted["low rank"] <= counted["FedPara"] < counted["original"] / 2.5
 
 
 # ------------------------------------------------------------------------------------------------- computed from inputs
