@@ -84,7 +84,9 @@ def augment(
 
 def _draw(images: Tensor, columns: int, generator: torch.Generator) -> Tensor:
     """Uniform numbers in [0, 1), (B, columns), on the images' device."""
-    return torch.rand(len(images), columns, generator=generator, device=generator.device).to(images.device)
+    return torch.rand(len(images), columns, generator=generator, device=generator.device).to(
+        images.device, non_blocking=True
+    )
 
 
 def _check(images: Tensor, labels: Tensor, num_classes: int) -> None:
