@@ -4,8 +4,8 @@
 no framework at all, Flower's own simulation, and pfl-research where --pfl names a Python that has it (`pip install
 torch==2.13.0 pfl` in an environment of its own). `clients`: what a client costs beside its training, by the size of the
 model and of the cohort. `population`: a round of ten clients of a hundred, and of a
-hundred thousand. `mean`: aggregating 100 updates of ten million parameters, in the time of reading
-them. pfl-research trains in one process, in which it is fastest. On real CIFAR-10.
+hundred thousand. `mean`: aggregating 100 updates of ten million parameters, in the time of reading them once, and the
+memory that it takes. pfl-research trains in one process, in which it is fastest. On real CIFAR-10.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -170,14 +171,15 @@ class _Silent(LiveTable):
 
 def clients(options: argparse.Namespace) -> None:
     """A client of next to no training, the median of rounds after the first; copying its model once beside it."""
-    print("| parameters | clients a round | ms a client | ms to copy the model |\n| --- | --- | --- | --- |")
+    columns = ("parameters", "clients a round", "ms a client", "ms to copy the model", "copies")
+    print(f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}")
     for size in (100_000, 1_000_000, 10_000_000):
         memory = torch.randn(size)
-        copies = [_timed(memory.clone) for _ in range(20)]
+        copy = statistics.median(_timed(memory.clone) for _ in range(20))
         for cohort in (10, 50, 100):
             rows = _idle(options, clients=cohort, cohort=cohort, rounds=5, size=size)
-            later = statistics.median(row["seconds"] for row in rows[1:])
-            cells = f"{1e3 * later / cohort:.2f} | {1e3 * statistics.median(copies):.2f}"
+            own = statistics.median(row["seconds"] for row in rows[1:]) / cohort
+            cells = f"{1e3 * own:.2f} | {1e3 * copy:.2f} | {own / copy:.0f}"
             print(f"| {size:,} | {cohort} | {cells} |", flush=True)
 
 
@@ -207,18 +209,40 @@ def _timed(call) -> float:  # type: ignore[no-untyped-def]
 
 
 def mean(options: argparse.Namespace) -> None:
-    """Against reading the same updates once."""
+    """Against reading the same updates once, in turn; each is made anew, as one that has just been decoded."""
     size, count = 10_000_000, 100
-    update = {"w": torch.randn(size)}
-    torch.set_num_threads(options.processes)
-    ratios = []
-    for _ in range(options.repeats):
-        found = StreamingMean(update)
-        adding = sum(_timed(lambda: found.add(update, 1.0, checked=True)) for _ in range(count))  # noqa: B023
-        reading = sum(_timed(update["w"].sum) for _ in range(count))
-        ratios.append(adding / reading)
-    shown = f"{statistics.median(ratios):.2f} times as long as reading ({min(ratios):.2f} to {max(ratios):.2f})"
-    print(f"aggregating {count} updates of {size:,} takes {shown}")
+    print("| threads | of reading | spread | peak memory, in models |\n| --- | --- | --- | --- |")
+    _aggregated(size, 1)  # what libraries keep from their first call is not the mean's
+    for threads in range(1, options.processes + 1):
+        torch.set_num_threads(threads)
+        turns = [_aggregated(size, count) for _ in range(options.repeats)]
+        ratios, peaks = zip(*turns, strict=True)
+        spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
+        print(f"| {threads} | {statistics.median(ratios):.2f}× | {spread} | {max(peaks):.2f} |", flush=True)
+
+
+def _aggregated(size: int, count: int) -> tuple[float, float]:
+    """Seconds for a mean over those of reading what it is of; the memory that it took, over that of one update."""
+    adding = reading = 0.0
+    before = _reset_peak()
+    found = StreamingMean({"w": torch.empty(size, device="meta")})
+    for place in range(count):
+        update = {"w": torch.full((size,), float(place))}
+        reading += _timed(update["w"].sum)
+        adding += _timed(partial(found.add, update, 1.0, checked=True))
+        del update
+    return adding / reading, (_memory("VmHWM") - before) / (4 * size)
+
+
+def _reset_peak() -> float:
+    """Let the system count this process's peak from now on; the bytes that it has."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return _memory("VmRSS")
+
+
+def _memory(name: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024.0 * int(line.split()[1]) for line in lines if line.startswith(name))
 
 
 def main() -> None:
