@@ -14,8 +14,7 @@ from .config import Recipe
 from .task import Task
 
 UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
-
-
+HOUR = 3600.0  # seconds over which the time left is reckoned: a round may take minutes
 SHARES = ("accuracy", "client_accuracy")  # measures that people read in per cent
 
 
@@ -59,8 +58,9 @@ class LiveTable:
             self._print(row)
         if self.console.is_terminal:
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            self._progress = Progress(*columns, console=self.console, transient=True)
-            self._bar = self._progress.add_task("rounds", total=recipe.rounds, completed=len(rows))
+            self._progress = Progress(*columns, console=self.console, transient=True, speed_estimate_period=HOUR)
+            self._done = len(rows)
+            self._bar = self._progress.add_task("rounds", total=recipe.rounds, completed=self._done)
             self._progress.start()
 
     def head(self, measure: str) -> None:
@@ -70,6 +70,11 @@ class LiveTable:
         self._widths = [max(len(text), width) for text, width in zip(headers, (5, 9, 8, 9, 9, 9, 8, 7), strict=True)]
         self.console.print(self._line(headers), style="dim", highlight=False)
 
+    def progressed(self, share: float) -> None:
+        """Move the bar within a round: the time left is known before the first, perhaps long one is over."""
+        if self._progress:
+            self._progress.update(self._bar, completed=self._done + share)
+
     def finished_round(self, row: dict[str, Any]) -> None:
         self._print(row)
         for entry in row["dropped"]:
@@ -77,7 +82,8 @@ class LiveTable:
         if row["replies"] == 0:
             self.console.print("      no usable reply: the model stays as it was", style="red", highlight=False)
         if self._progress:
-            self._progress.advance(self._bar)
+            self._done += 1
+            self._progress.update(self._bar, completed=self._done)
 
     def finished(self, summary: Mapping[str, Any], folder: Path) -> None:
         self.close()

@@ -48,6 +48,10 @@ class Observer(Protocol):
 
     def started(self, recipe: Recipe, task: Task, facts: Mapping[str, Any], rows: list[Row]) -> None: ...
 
+    def progressed(self, share: float) -> None:
+        """Called when a client has answered: the share of the round's cohort that has."""
+        ...
+
     def finished_round(self, row: Row) -> None: ...
 
     def finished(self, summary: Mapping[str, Any], folder: Path) -> None: ...
@@ -64,7 +68,7 @@ class _Round:
     mean: SlicedMean
     control: StreamingMean
     weights: StreamingMean | None  # of the composed weights, where they are wanted
-    held: Cohort  # updates that are not in the means yet
+    held: Cohort  # updates, until it is their turn to enter the means
     trained: list[Metrics] = field(default_factory=list)
     judged: list[Metrics] = field(default_factory=list)
     dropped: list[dict[str, str]] = field(default_factory=list)
@@ -165,13 +169,13 @@ class Federation:
         cohort = sample(self.recipe, round, list(roster))
         asked = self._ask(round, cohort, roster)
         sent_at = time.perf_counter()
-        result = self._new_round()
+        result = self._new_round(cohort)
         result.dropped += refused
         lacking = self._collect(asked, cohort, result)
         if lacking:  # what these held is lost: all of the model, once more
             self._collect(self._ask(round, lacking, roster, again=True), lacking, result, again=True)
         collected_at = time.perf_counter()
-        self._settle(result)
+        self._settle(result)  # what waited for clients that never answered
         gap = self._aggregate(round, result, len(roster))
         aggregated_at = time.perf_counter()
         evaluated = self._evaluate(round)
@@ -221,14 +225,20 @@ class Federation:
         """Hold every good reply; name the others. Returns who lacks a model and was not asked ``again`` yet."""
         enough = self.recipe.cohort if self.recipe.over_selection else None
         take = partial(self._hold, result)
-        return self._receive(asked, clients, take, result.dropped, again=again, enough=enough)
+
+        def drop(client: str, reason: str) -> None:
+            _drop(result.dropped, client, reason)
+            result.held.forget(client)
+            self._add_ready(result)
+
+        return self._receive(asked, clients, take, drop, again=again, enough=enough)
 
     def _receive(
         self,
         asked: Mapping[str, str],
         clients: list[str],
         take: Callable[[Update], int],
-        dropped: list[dict[str, str]],
+        drop: Callable[[str, str], None],
         *,
         again: bool,
         enough: int | None = None,
@@ -247,12 +257,12 @@ class Federation:
                     lacking.append(client)
                     log.warning("%s: %s", client, error)
                 else:
-                    _drop(dropped, client, str(error))
+                    drop(client, str(error))
             if enough is not None and taken >= enough:
                 waiting = dict.fromkeys(waiting, f"not waited for: {taken} others were faster")
                 break
         for client, reason in waiting.items():
-            _drop(dropped, client, reason)
+            drop(client, reason)
         return lacking
 
     def _hold(self, result: _Round, update: Update) -> int:
@@ -264,23 +274,29 @@ class Federation:
             check_update(update.control, self.strategy.trained)
         result.seconds.append(update.seconds)
         trained = {name: update.state[name] for name in self.strategy.trained}
-        result.held.add(update, math.sqrt(squared_distance(trained, before)))
+        bound = self.recipe.norm_bound
+        result.held.add(update, math.sqrt(squared_distance(trained, before)) if bound else 0.0)
+        self._add_ready(result)
+        self.observer.progressed(min(len(result.held) / self.recipe.cohort, 1.0))
         return len(result.held)
 
-    def _settle(self, result: _Round) -> None:
-        """Add what was held to the means, but for what stands out."""
-        for update, refused in result.held.settle():
-            try:
-                if refused:
-                    raise UpdateError(refused)
-                self._add(result, update)
-            except UpdateError as error:
-                _drop(result.dropped, update.client, str(error))
+    def _add_ready(self, result: _Round) -> None:
+        """Add those updates to the means whose turn it is, while other clients train."""
+        for update in result.held.ready():
+            self._add(result, update)
 
-    def _new_round(self) -> _Round:
+    def _settle(self, result: _Round) -> None:
+        """Add what is still held to the means, but for what stands out."""
+        for update, refused in result.held.settle():
+            if refused:
+                _drop(result.dropped, update.client, refused)
+            else:
+                self._add(result, update)
+
+    def _new_round(self, cohort: list[str]) -> _Round:
         weights = StreamingMean(self.averaging.like()) if self.composes else None
         means = SlicedMean(self.initial, self.sides), StreamingMean(self.strategy.trained), weights
-        return _Round(*means, Cohort(self.recipe.norm_bound))
+        return _Round(*means, Cohort(cohort, self.recipe.norm_bound))
 
     def _aggregate(self, round: int, result: _Round, clients: int) -> float | None:
         """Make the cohort's means the next model; how far the factors' mean is from the weights', if it is measured."""
@@ -299,12 +315,15 @@ class Federation:
         return gap
 
     def _add(self, result: _Round, update: Update) -> None:
-        """Take one checked update into the round's means. Raises UpdateError where its weights are not finite."""
+        """Take one checked update into the round's means, unless the weights it composes are not finite."""
         weight = min(update.examples, 1) if self.strategy.uniform else update.examples
         composed: State = {}
         if result.weights is not None:
             composed = self.averaging.compose(update.state)
-            check_update(composed, composed)  # finite factors may have a product that is not
+            try:
+                check_update(composed, composed)  # finite factors may have a product that is not
+            except UpdateError as error:
+                return _drop(result.dropped, update.client, str(error))
         result.mean.add(update.state, weight, update.share, checked=True)  # from here on nothing can be refused
         if self.strategy.sends_control:
             result.control.add(update.control, weight, checked=True)
@@ -331,7 +350,7 @@ class Federation:
 
         def judge(clients: list[str], *, again: bool) -> list[str]:
             asked = self._send(MessageType.EVALUATE, clients, roster, config, {})
-            return self._receive(asked, clients, take, result.dropped, again=again)
+            return self._receive(asked, clients, take, partial(_drop, result.dropped), again=again)
 
         lacking = judge(list(roster), again=False)
         if lacking:  # what these held is lost: all of the model, once more

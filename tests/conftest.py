@@ -33,11 +33,14 @@ class Silent:
     """An observer that remembers instead of printing."""
 
     def __init__(self):
-        self.rows = []
+        self.rows, self.shares = [], []
         self.summary = None
 
     def started(self, recipe, task, facts, rows):
         self.facts = facts
+
+    def progressed(self, share):
+        self.shares.append(share)
 
     def finished_round(self, row):
         self.rows.append(row)

@@ -211,15 +211,30 @@ def test_an_update_far_beyond_the_others_is_refused_and_one_within_is_not(tmp_pa
 
 
 def test_the_bound_is_the_whole_cohorts_whatever_came_first():
-    held = cohort.Cohort(bound=2.0)
     norms = {"a": 100.0, "b": 90.0, "c": 1.0, "d": 1.5, "e": 1.2}
+    held = cohort.Cohort(norms, bound=2.0)
     for name, norm in norms.items():
         held.add(Update(name, {"w": torch.full((3,), norm)}, 1, {}), norm)
+        assert list(held.ready()) == []
     settled = list(held.settle())
     assert [update.client for update, _ in settled] == sorted(norms)
     assert [bool(refused) for _, refused in settled] == [True, True, False, False, False]
     assert "66.7 times" in settled[0][1]
-    assert len(held) == 0
+    assert list(held.settle()) == []
+
+
+def test_updates_are_added_in_the_order_of_names_as_soon_as_nobody_before_is_waited_for():
+    held, given = cohort.Cohort("abcde", bound=0.0), []
+    for name in "cbeda":
+        held.forget("a") if name == "a" else held.add(Update(name, {"w": torch.zeros(3)}, 1, {}), 0.0)
+        given.append("".join(update.client for update in held.ready()))
+    assert given == ["", "", "", "", "bcde"]
+    held = cohort.Cohort("abc", bound=0.0)
+    for name, expected in (("a", "a"), ("c", "")):
+        held.add(Update(name, {"w": torch.zeros(3)}, 1, {}), 0.0)
+        assert "".join(update.client for update in held.ready()) == expected
+    assert [(update.client, refused) for update, refused in held.settle()] == [("c", "")]  # b never came
+    assert len(held) == 2
 
 
 def test_updates_that_wait_on_disk_are_the_same(tmp_path, monkeypatch):
