@@ -28,7 +28,7 @@ from tests.conftest import Silent
 from tests.fedpara.test_apply import call
 
 SMALL = {"clients": 2, "cohort": 2, "rounds": 2, "workers": 1, "width": 8, "depth": 1, "samples": 8, "batch_size": 4}
-SMALL |= {"pairs": 4}
+SMALL |= {"pairs": 4, "shifts": True, "ground": 0.1}
 
 
 def recipe(**changes):
