@@ -136,6 +136,6 @@ def radius_squared(
 def trusted(pixels: Tensor) -> Tensor:
     """m(c): 1 for pixel values from 0.15 to 0.9, falling to 0 at 0 and at 1 with the square of the distance."""
     low, high = RAMPS
-    under = ((low - pixels) / low).clamp(0, 1)
-    over = ((pixels - high) / (1 - high)).clamp(0, 1)
+    under = ((low - pixels) / low).clamp(0.0, 1.0)
+    over = ((pixels - high) / (1 - high)).clamp(0.0, 1.0)
     return 1 - under**2 - over**2

@@ -100,7 +100,7 @@ class SelfCalibrating(nn.Module):
         """The picture y that another view of the same scene gives, not clipped."""
         log_radiance, correction, seen = self._estimate(pixels, view)
         change = target.log_gain - view.log_gain
-        share = (change.abs() / STOP).clamp(max=1)
+        share = (change.abs() / STOP).clamp(max=1.0)
         formed = self.camera(log_radiance + share * correction, target)
         if self.residual is None:
             return formed

@@ -37,11 +37,11 @@ def curve(logits: Tensor) -> Tensor:
 def expose(log_exposure: Tensor, knots: Tensor) -> Tensor:
     """Pixel values (B, C, ...) of exposures X, given as ln X; knots (B, C, 257). Above X = 1 leaky."""
     place = torch.exp(log_exposure / GAMMA).flatten(2)
-    scaled = place.clamp(max=1) * (KNOTS - 1)
+    scaled = place.clamp(max=1.0) * (KNOTS - 1)
     below = scaled.detach().floor().clamp(0, KNOTS - 2)
     low = knots.gather(2, below.long())
     high = knots.gather(2, below.long() + 1)
-    value = low + (scaled - below) * (high - low) + LEAK * (place - 1).clamp(min=0)
+    value = low + (scaled - below) * (high - low) + LEAK * (place - 1).clamp(min=0.0)
     return value.reshape(log_exposure.shape)
 
 
@@ -52,7 +52,7 @@ def develop(pixels: Tensor, knots: Tensor) -> Tensor:
     eight bits have, where it is exact, and linear in X^(1/2.2) between them.
     """
     table = inverse(knots)
-    scaled = pixels.clamp(TINY, 1).flatten(2) * 255
+    scaled = pixels.clamp(TINY, 1.0).flatten(2) * 255
     below = scaled.detach().floor().clamp(0, 254)
     low, high = table.gather(2, below.long()), table.gather(2, below.long() + 1)
     place = low + (scaled - below) * (high - low)

@@ -320,6 +320,13 @@ def test_one_photograph_becomes_a_radiance_map_too(run, tmp_path, capsys, monkey
         assert read_radiance(tmp_path / "out.hdr").shape == (96, 128, 3)
 
 
+def test_a_run_becomes_an_onnx_model(run, tmp_path, capsys, monkeypatch):
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(name)
+    code, out, _ = call(capsys, monkeypatch, "export", run.folder, tmp_path / "model.onnx")
+    assert (code, "outputs within" in out) == (0, True)
+
+
 @pytest.mark.parametrize(
     ("words", "needle"),
     [
