@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from fedpara.data.files import data_roots
 from fedpara.errors import DataError
 from fedpara.run import Run
 from fedpara.seeds import generator_for
-from fedpara.task import build_task
+from fedpara.task import Metrics, build_task
 
 from .tables import grids, main
 
@@ -51,12 +51,29 @@ def built_in(output: Path, data_dir: str) -> list[Entry]:
         names = ("psnr", "psnr_darker", "psnr_brighter", "response_rmse")
         columns = [[run.rounds[-1].get(f"client_{name}") for run in runs] for name in names]
         print(_row([method, *(_spread(column) for column in columns), *(f"{value:.2f}" for value in columns[0])]))
+    alone = [physics_alone(run) for run in values["FedPara"]]
+    columns = [[own[name] for own in alone] for name in ("psnr", "psnr_darker", "psnr_brighter", "response_rmse")]
+    seeds = (f"{value:.2f}" for value in columns[0])
+    print(_row(["FedPara's cameras, no network", *(_spread(column) for column in columns), *seeds]))
     print(_row(["gamma 2.2", *_gamma(values["FedPara"]), "–", *["–"] * len(grid.seeds)]))
     print("\nCamera by camera, FedPara less each alone, dB\n")
     for entry, alone in zip(values["FedPara"], values["each camera alone"], strict=True):
         own, other = ({row["client"]: row["psnr"] for row in run.clients} for run in (entry, alone))
         print(f"seed {entry.recipe.seed}: " + ", ".join(f"{own[name] - other[name]:+.2f}" for name in sorted(own)))
     return entries
+
+
+def physics_alone(run: Run) -> Mapping[str, float]:
+    """What the cameras of a run give without its networks: means over the clients."""
+    task, found = build_task(run.recipe), []
+    for name in task.population(run.recipe.clients):
+        model, held = run.model(name), task.client_data(name, run.recipe.clients).held_out
+        assert isinstance(model, SelfCalibrating)
+        assert held is not None
+        bare = SelfCalibrating(len(model.camera.offset)).eval()  # its networks begin with nothing to add
+        bare.camera = model.camera
+        found.append(task.judge(bare, held, torch.device("cpu")))
+    return Metrics.mean(found).values
 
 
 def _gamma(runs: Sequence[Run]) -> list[str]:
