@@ -6,7 +6,9 @@ Three ways to say what moves (Oh et al., section 3.5): from the first frame to t
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +21,7 @@ from .network import STRIDE, Magnifier
 
 CORE = 512  # side of a tile without what is around it, in pixels
 SMALLEST = 16  # sides under this are filled up: reflection needs room
+TIDY = 8  # frames after which memory that lies free in pieces is given back
 ORDER = 2  # of the Butterworth band-pass: two sections of second order
 
 Change = Callable[[Tensor], Tensor]  # this frame's shape → what to magnify of it; remembers what it needs
@@ -123,7 +126,9 @@ def magnified(
     factor = torch.full((1,), alpha, device=device)
     parts: list[Tile] = []
     changes: list[Change] = []
-    for frame in frames:
+    for number, frame in enumerate(frames):
+        if number % TIDY == 0:
+            _give_back()
         height, width = frame.shape[1:]
         x = _filled(frame[None].to(device, torch.float32) / 127.5 - 1)
         if not parts:
@@ -141,6 +146,16 @@ def magnified(
         if bool((frame == frame[:1]).all()):  # grey stays grey, whatever colours the network has learnt
             result = result.mean(1, keepdim=True).expand_as(result)
         yield ((result[0, :, :height, :width] + 1) * 127.5).round_().clamp_(0, 255).to("cpu", torch.uint8)
+
+
+def _give_back() -> None:
+    """Hand memory that is free back to the system, where its allocator (glibc's) knows how.
+
+    A network's large tensors, freed frame by frame beside a video's small ones, leave gaps that no later tensor fits
+    into: by itself the process grows with the video.
+    """
+    with suppress(AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _filled(x: Tensor) -> Tensor:
