@@ -70,7 +70,7 @@ def train(
     total, steps = torch.zeros((), device=device), 0
     end = time.monotonic() + training.seconds if training.seconds else math.inf
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        _seed(int(torch.randint(2**62, (), generator=generator)), device)
         for _ in range(training.epochs):
             for indices in batches(count, training.batch_size, generator):
                 if steps and time.monotonic() > end:
@@ -83,6 +83,17 @@ def train(
     if training.seconds:
         values["work"] = steps / (training.epochs * len(batches(count, training.batch_size, generator)))
     return Metrics(count, values)
+
+
+def _seed(seed: int, device: torch.device) -> None:
+    """Seed torch's global generators, on a CPU the CPU's alone.
+
+    torch.manual_seed formats and keeps a traceback for each kind of accelerator not in use: three for every client.
+    """
+    if device.type == "cpu":
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)
 
 
 def _optimizer(task: Task, model: nn.Module, training: Training, lr: float) -> torch.optim.Optimizer:

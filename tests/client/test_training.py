@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from client.training import Stepper, one_factor, parts_of, slow_down
+from client.training import Stepper, _seed, one_factor, parts_of, slow_down
 from fedpara import FedPara, parametrize_
 from fedpara.config import Training, read_recipe
 from fedpara.device import cap_memory
@@ -166,3 +166,11 @@ def test_common_columns_are_trained_as_the_narrow_model_and_further_ones_as_the_
         torch.testing.assert_close(own.detach(), begin.detach() - 0.5 * expected, msg=name)
         moved += own.shape != small[name].shape
     assert moved
+
+
+def test_seeding_for_a_client_draws_as_torch_does_and_leaves_nothing_behind():
+    torch.manual_seed(7)
+    expected, kept = torch.rand(4), len(torch.cuda._queued_calls)
+    _seed(7, torch.device("cpu"))
+    assert torch.equal(torch.rand(4), expected)
+    assert len(torch.cuda._queued_calls) == kept
