@@ -35,7 +35,7 @@ app = ClientApp(mods=[codec_mod])
 def train(message: Message, context: Context) -> Message:
     """Judge the model received on held-out data, train it on the client's own, send it back."""
     runtime, client = _who(message, context)
-    round = int(message.content.config_records[CONFIG][ROUND])  # type: ignore[arg-type]
+    round = int(message.content[CONFIG][ROUND])  # type: ignore[arg-type]
     kept = ClientState(state_folder(message, context), client)
     before = kept.load(round) or {}
     _set_model(runtime, message, before)
@@ -79,7 +79,7 @@ def evaluate(message: Message, context: Context) -> Message:
     Flower's own strategies ask for it, and the federation after its last round. Nothing of it is kept.
     """
     runtime, client = _who(message, context)
-    config = message.content.config_records[CONFIG]
+    config = message.content[CONFIG]
     round, epochs = int(config[ROUND]), int(config.get(FINE_TUNE, 0))  # type: ignore[arg-type]
     _set_model(runtime, message, ClientState(state_folder(message, context), client).load(round + 1) or {})
     data = runtime.data(client)
@@ -109,7 +109,7 @@ def roll_call(message: Message, context: Context) -> Message:
 
 
 def _who(message: Message, context: Context) -> tuple[Runtime, str]:
-    runtime = runtime_for(str(message.content.config_records[SETTINGS]["recipe"]), context)
+    runtime = runtime_for(str(message.content[SETTINGS]["recipe"]), context)
     return runtime, client_name(runtime, context)
 
 
@@ -120,7 +120,7 @@ def _set_model(runtime: Runtime, message: Message, kept: dict[str, Tensor]) -> N
 
 def _received(message: Message, record: str) -> dict[str, Tensor]:
     """What the codec's mod unpacked of the message; nothing where it has no such record."""
-    return tensors_of(message.content.array_records.get(record, {}))
+    return tensors_of(message.content.get(record, {}))
 
 
 def _judge(runtime: Runtime, held_out: Examples | None) -> dict[str, float]:

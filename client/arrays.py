@@ -1,14 +1,26 @@
-"""Tensors in Flower's records, serialised only where they leave the process."""
+"""Flower's records: found in a message, and tensors in them, serialised only where they leave the process."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TypeVar
 
 import torch
-from flwr.app import Array, ArrayRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
 from fedpara.wire import PACKED
+
+Record = TypeVar("Record", ArrayRecord, ConfigRecord, MetricRecord)
+
+
+def record_in(content: RecordDict, name: str, kind: type[Record]) -> Record | None:
+    """A message's record of this name and kind, None where there is none.
+
+    Flower's views by kind (``content.array_records``) copy the whole of the content at each look.
+    """
+    found = content.get(name)
+    return found if isinstance(found, kind) else None
 
 
 class TensorArray(Array):

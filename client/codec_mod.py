@@ -60,7 +60,7 @@ def _deadline(message: Message) -> Iterator[None]:
 
 def _answer(message: Message, context: Context, call_next: ClientAppCallable, watch: Watch) -> Message:
     try:
-        settings = message.content.config_records[SETTINGS]
+        settings = message.content[SETTINGS]
         runtime = runtime_for(str(settings["recipe"]), context)
         watch.lap("start")
         link = _Link(runtime, context, message)
@@ -68,7 +68,7 @@ def _answer(message: Message, context: Context, call_next: ClientAppCallable, wa
         watch.lap("decode")
         reply = call_next(message, context)
         watch.lap("train")
-        if ARRAYS in reply.content.array_records:
+        if ARRAYS in reply.content:
             link.encode(reply, received)
         watch.lap("encode")
         told = {SECONDS + phase: seconds for phase, seconds in watch.laps.items()}
@@ -111,19 +111,19 @@ class _Link:
     """One round of one client: what it holds of the server's models and owes to it is kept on its own disk."""
 
     def __init__(self, runtime: Runtime, context: Context, message: Message) -> None:
-        self.runtime, self.round = runtime, int(str(message.content.config_records[SETTINGS]["key"]))
+        self.runtime, self.round = runtime, int(str(message.content[SETTINGS]["key"]))
         self.client = client_name(runtime, context)
         self.kept = ClientState(state_folder(message, context) / "link", self.client)
-        downlink = codec(str(message.content.config_records[SETTINGS]["downlink"]))
+        downlink = codec(str(message.content[SETTINGS]["downlink"]))
         self.holds = runtime.recipe.differences and downlink.scheme.differences  # what it receives, for the next one
         self.downlink = downlink
 
     def decode(self, message: Message) -> dict[str, Tensor]:
         """Replace the packed model in the message by plain arrays; the tensors that both sides now hold."""
         content: RecordDict = message.content
-        if ARRAYS not in content.array_records:
+        if ARRAYS not in content:
             return {}
-        array = next(iter(content.array_records[ARRAYS].values()))
+        array = next(iter(content[ARRAYS].values()))
         if array.stype == SEED:
             check_seed(array.data, self.runtime.recipe.seed, self.runtime.shared)
             state = dict(self.runtime.shared)
@@ -134,8 +134,8 @@ class _Link:
                 f"a broadcast of type '{array.stype}', expected {SEED} or {PACKED}: do the versions match?"
             )
         content[ARRAYS] = tensor_record(state)
-        if CONTROL in content.array_records:
-            array = next(iter(content.array_records[CONTROL].values()))
+        if CONTROL in content:
+            array = next(iter(content[CONTROL].values()))
             content[CONTROL] = tensor_record(self.downlink.decode(array.data, self.runtime.trained))
         return state
 
@@ -159,7 +159,7 @@ class _Link:
         keep = {HELD + name: tensor for name, tensor in held.items()}
         keep |= {OWED[ARRAYS] + name: tensor for name, tensor in owed.items()}
         reply.content[ARRAYS] = packed_record(blob)
-        if CONTROL in reply.content.array_records:
+        if CONTROL in reply.content:
             blob, owed = self._pack(reply, CONTROL, None, part(before, OWED[CONTROL]))
             keep |= {OWED[CONTROL] + name: tensor for name, tensor in owed.items()}
             reply.content[CONTROL] = packed_record(blob)
@@ -170,7 +170,7 @@ class _Link:
         self, reply: Message, record: str, reference: dict[str, Tensor] | None, owed: dict[str, Tensor]
     ) -> tuple[bytes, dict[str, Tensor]]:
         """One of the reply's records as a payload, and what that loses where the codec has feedback."""
-        tensors = tensors_of(reply.content.array_records[record])
+        tensors = tensors_of(reply.content[record])
         purpose = ("uplink", str(self.round), self.client, *([record] if record != ARRAYS else []))
         rounding = generator_for(self.runtime.recipe.seed, *purpose)
         uplink = self.runtime.uplink

@@ -152,7 +152,7 @@ def state_folder(message: Message, context: Context) -> Path:
 
     By the run's own name and not by Flower's number for it: a server that resumes is a new run to Flower.
     """
-    run = str(message.content.config_records[SETTINGS]["run"])
+    run = str(message.content[SETTINGS]["run"])
     if not run.isalnum():
         raise ConfigError(f"the server calls its run {run!r}: expected letters and digits")
     configured = node_value(context, "state-dir")

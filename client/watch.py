@@ -9,9 +9,11 @@ import time
 from pathlib import Path
 from typing import IO
 
-from flwr.app import Message
+from flwr.app import ArrayRecord, ConfigRecord, Message
 
 from fedpara.wire import CONFIG, PACKED, ROUND, SEED
+
+from .arrays import record_in
 
 log = logging.getLogger("fedpara")
 
@@ -47,7 +49,7 @@ def write_log(file: Path, message: Message, reply: Message, down: int, watch: Wa
 
     A log that cannot be written is no reason to lose the reply.
     """
-    config = message.content.config_records.get(CONFIG, {})
+    config = record_in(message.content, CONFIG, ConfigRecord) or {}
     row = {
         "time": round(time.time(), 3),
         "kind": message.metadata.message_type,
@@ -77,5 +79,6 @@ def payload(message: Message) -> int:
     """Bytes of what our codecs produced."""
     if not message.has_content():
         return 0
-    arrays = (array for record in message.content.array_records.values() for array in record.values())
+    records = (record for record in message.content.values() if isinstance(record, ArrayRecord))
+    arrays = (array for record in records for array in record.values())
     return sum(len(array.data) for array in arrays if array.stype in (PACKED, SEED))

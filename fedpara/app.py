@@ -28,6 +28,7 @@ def root() -> Path:
     raise ConfigError(f"the app is missing beside {library}: install fedpara again")
 
 
+@cache
 def load(name: str) -> ModuleType:
     """Import a module of the app, such as ``server.app``, from the app's own folder and from nowhere else."""
     folder = str(root())

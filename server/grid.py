@@ -13,7 +13,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from client.arrays import packed_record
+from client.arrays import packed_record, record_in
 from fedpara.aggregate import squared_distance
 from fedpara.app import code_hash
 from fedpara.codec import codec
@@ -204,10 +204,10 @@ class CodedGrid(Grid):
         return ids
 
     def _content(self, plain: RecordDict) -> _Content:
-        config = plain.config_records.get(CONFIG, ConfigRecord())
+        config = record_in(plain, CONFIG, ConfigRecord) or {}
         round = int(config.get(ROUND, 0))  # type: ignore[arg-type]
         state, control = (
-            _tensors(plain.array_records[name], like) if name in plain.array_records else {}
+            _tensors(record, like) if (record := record_in(plain, name, ArrayRecord)) is not None else {}
             for name, like in ((ARRAYS, self.initial), (CONTROL, self.control))
         )
         generator = generator_for(self.recipe.seed, "control", round)
@@ -220,7 +220,7 @@ class CodedGrid(Grid):
         packed = RecordDict(records)
         settings = {"recipe": self._settings, "downlink": self.recipe.downlink, "key": str(content.round)}
         packed[SETTINGS] = ConfigRecord({**settings, "run": self.run_name})
-        if ARRAYS not in content.plain.array_records:
+        if ARRAYS not in content.plain:
             return packed, None
         broadcast = replace(self.encode(content.state, content.round, client), control=content.control)
         if content.retry:
@@ -312,7 +312,7 @@ class CodedGrid(Grid):
         return trained
 
     def _check_code(self, reply: Message) -> None:
-        settings = reply.content.config_records.get(SETTINGS)
+        settings = record_in(reply.content, SETTINGS, ConfigRecord)
         given = str(settings["code"]) if settings and "code" in settings else "none"
         if given != code_hash():
             raise UpdateError(

@@ -17,6 +17,7 @@ from flwr.supercore.inflatable.inflatable_object import (
     no_object_id_recompute,
 )
 
+from client.arrays import record_in
 from fedpara.errors import UpdateError
 from fedpara.wire import EVALUATION, EXAMPLES, METRICS, PACKED, SECONDS, SETTINGS
 
@@ -41,7 +42,7 @@ class Sizes:
         if key in self._known:
             return self._known[key]
         size, chunks = _measured(message)
-        if chunks == sum(_chunks(record) for record in message.content.array_records.values()):
+        if chunks == sum(_chunks(record) for record in message.content.values() if isinstance(record, ArrayRecord)):
             if len(self._known) >= REMEMBERED:  # entropy coding makes ever new lengths
                 self._known.clear()
             self._known[key] = size
@@ -76,15 +77,13 @@ def _measured(message: Message) -> tuple[int, int]:
 
 def packed(reply: Message, record: str) -> Array | None:
     """The one packed array of a reply's record, None where there is no such thing."""
-    if not reply.has_content() or record not in reply.content.array_records:
-        return None
-    arrays = list(reply.content.array_records[record].values())
+    arrays = list((record_in(reply.content, record, ArrayRecord) or {}).values()) if reply.has_content() else []
     return arrays[0] if len(arrays) == 1 and arrays[0].stype == PACKED else None
 
 
 def metrics(reply: Message) -> tuple[int, dict[str, float]]:
     """Weight and metrics of a reply. Raises UpdateError where they are not numbers."""
-    record = reply.content.metric_records.get(METRICS)
+    record = record_in(reply.content, METRICS, MetricRecord)
     if record is None:
         return 0, {}
     values = dict(record)
@@ -100,7 +99,7 @@ def metrics(reply: Message) -> tuple[int, dict[str, float]]:
 
 def seconds(reply: Message) -> dict[str, float]:
     """What a client says of how long it took, by phase; what is no number is left out."""
-    record = reply.content.config_records.get(SETTINGS, {})
+    record = record_in(reply.content, SETTINGS, ConfigRecord) or {}
     told = {key.removeprefix(SECONDS): value for key, value in record.items() if key.startswith(SECONDS)}
     return {phase: value for phase, value in told.items() if isinstance(value, float) and math.isfinite(value)}
 

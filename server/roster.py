@@ -8,6 +8,7 @@ from collections.abc import Container, Iterable
 
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 
+from client.arrays import record_in
 from fedpara.config import Recipe
 from fedpara.errors import FederationError, FedparaError, UpdateError
 from fedpara.slices import check_share
@@ -134,7 +135,7 @@ class Roster:
 def _refusal(reply: Message, error: str, node: str) -> tuple[str, str]:
     """The client's name, as far as it gave it, and why it does not take part."""
     if reply.has_content():
-        record = reply.content.config_records.get(CONFIG, {})
+        record = record_in(reply.content, CONFIG, ConfigRecord) or {}
         return str(record.get("client") or node), error
     name, says, why = error.partition(SAYS)
     return (name, why) if says else (node, error)
@@ -142,7 +143,7 @@ def _refusal(reply: Message, error: str, node: str) -> tuple[str, str]:
 
 def _introduction(reply: Message) -> tuple[str, float]:
     """The name in an answer to the roll-call, and the share of the ranks. Raises FedparaError where they are none."""
-    record = reply.content.config_records.get(CONFIG)
+    record = record_in(reply.content, CONFIG, ConfigRecord)
     if record is None or not record.get("client"):
         raise UpdateError("the answer to the roll-call carries no name")
     share = record.get(RANK_SHARE, 1.0)
