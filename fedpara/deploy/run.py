@@ -31,6 +31,7 @@ TRIES = 5  # that end without a further round, before a person has to look
 PAUSE = 1.0  # seconds between two looks at the run's folder
 ASK = 15.0  # seconds between two questions to the SuperLink, each of which starts a program of Flower's
 KEYS = 60.0  # seconds between two looks for keys of clients that join
+UNAVAILABLE = "is unavailable"  # in what Flower's command line says where no SuperLink answers
 HANGS = 60.0  # seconds after which such a program is given up
 log = logging.getLogger("fedpara")
 
@@ -93,9 +94,16 @@ class SuperLink:
         self._registered: set[bytes] = set()
 
     def connect(self) -> None:
-        """Wait for the SuperLink and register every key in ``nodes``."""
-        self.configure()
-        self.register()
+        """Wait for the SuperLink and register every key in ``nodes``; again where it ends while it is asked."""
+        end = time.monotonic() + self.wait
+        while True:
+            self.configure()
+            try:
+                return self.register()
+            except FederationError as error:
+                if UNAVAILABLE not in str(error) or time.monotonic() > end:
+                    raise
+            time.sleep(PAUSE)
 
     def register(self) -> None:
         """Register what is new in ``nodes``. Raises FederationError where the SuperLink does not take a key."""

@@ -38,7 +38,7 @@ from .wire import Wire
 
 DEADLINE = 45.0  # seconds that a round waits for replies
 LIMIT = DEADLINE + 180.0  # seconds after which a fault counts as one that hangs
-AWAY = 8  # rounds that pass until the server takes a node for gone, which takes it about a minute
+AWAY = 6  # rounds that pass until the server takes a node for gone, which takes it about a minute
 TAMPERED = Path(__file__).parent / "tampered"
 
 
@@ -108,7 +108,7 @@ class Fault:
     name: str
     act: Act
     seconds: float = 0.0
-    rounds: int = 4  # that it may last, until one is whole again
+    rounds: int = 3  # that it may last, until one is whole again
 
 
 def killed(owner: str, program: str, again: Callable[[Campaign], None] | None = None) -> Act:

@@ -8,11 +8,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -25,9 +27,15 @@ NAMES = ("north", "south", "west")
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that nobody listens on, of those that systems do not give to outgoing connections.
+
+    One of those might be taken until the program that it is meant for has started.
+    """
+    while True:
+        port = random.SystemRandom().randrange(10_000, 32_000)
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 class Loopback:
@@ -52,6 +60,7 @@ class Loopback:
         self.out = folder / "out"
         self.server = self.out / "server"
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._closed, self._starting = False, threading.Lock()
         self.port = free_port()
         inner = free_port() if proxy == "nginx" else self.port
         lines = ['name = "clinics"', 'recipe = "digits"', "[changes]"]
@@ -84,8 +93,10 @@ class Loopback:
         return shown
 
     def start(self, name: str, *arguments: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
-        """Start a `fedpara deploy` program; what it prints is kept under its name."""
-        with (self.folder / f"{name}.log").open("ab") as log:
+        """Start a `fedpara deploy` program; what it prints is kept under its name. Not once this was closed."""
+        with self._starting, (self.folder / f"{name}.log").open("ab") as log:
+            if self._closed:
+                raise AssertionError(f"{name} is not started any more: this was closed")
             self.processes[name] = subprocess.Popen(
                 [FEDPARA, "deploy", *arguments],
                 stdout=log,
@@ -126,6 +137,8 @@ class Loopback:
         """Wait until something is so; how long that took. Raises AssertionError with all logs after so many seconds."""
         began = time.monotonic()
         while not done():
+            if self._closed:
+                raise AssertionError(f"{what} is not waited for any more: this was closed")
             if time.monotonic() - began > seconds:
                 logs = "\n".join(f"--- {name}\n{self.log(name)[-3000:]}" for name in self.processes)
                 raise AssertionError(f"{what} took more than {seconds:g} s\n{logs}")
@@ -163,6 +176,9 @@ class Loopback:
         return len(found)
 
     def close(self) -> None:
+        """End every program, and whatever another thread still waits for or would start."""
+        with self._starting:
+            self._closed = True
         for process in self.processes.values():
             process.send_signal(signal.SIGTERM)
         for process in self.processes.values():

@@ -6,6 +6,7 @@ import threading
 import pytest
 
 from simulations.benchmarks.faults import deal, faults
+from simulations.benchmarks.loopback import Loopback
 from simulations.benchmarks.wire import Wire
 
 
@@ -75,3 +76,20 @@ def test_every_fault_is_dealt_to_one_federation():
     assert len(every) >= 40
     assert sorted(fault.name for share in deal(every, 3) for fault in share) == sorted(fault.name for fault in every)
     assert [len(share) for share in deal(every[:2], 3)] == [1, 1]
+
+
+def test_what_was_closed_starts_nothing_and_waits_no_more(tmp_path):
+    loop = Loopback(tmp_path, ("north",))
+
+    def wait():
+        with pytest.raises(AssertionError, match="closed"):
+            loop.wait(lambda: False, 60, "for ever")
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    loop.close()
+    waiting.join(5)
+    assert not waiting.is_alive()
+    with pytest.raises(AssertionError, match="closed"):
+        loop.start_server()
+    assert not loop.processes

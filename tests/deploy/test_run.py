@@ -52,6 +52,18 @@ def test_training_that_is_not_taken_ends_after_some_tries_with_the_reason(link, 
         running.run(link.folder, wait=1)
 
 
+def test_a_superlink_that_ends_while_a_key_is_registered_is_waited_for(link, tmp_path):
+    says(
+        tmp_path,
+        f"test -e {tmp_path}/there && exit 0; touch {tmp_path}/there; echo the SuperLink is unavailable; exit 1",
+    )
+    link.connect()
+    says(tmp_path, "echo the SuperLink is unavailable; exit 1")
+    fresh = SuperLink(link.folder, link.facts, 0)
+    with pytest.raises(FederationError, match="unavailable"):
+        fresh.connect()
+
+
 def test_a_key_that_comes_later_is_registered_once_while_the_training_goes_on(link, tmp_path, caplog):
     asked = tmp_path / "asked"
     says(tmp_path, f'echo "$3" >> {asked}')
