@@ -214,7 +214,7 @@ def _imported(source: str) -> Any:
 EPILOG_COMPARE = """\b
 Examples:
   fedpara compare runs/digits-*
-  fedpara compare runs/* --target 0.95 --link lte --output comparison
+  fedpara compare runs/* --target 0.95 --link lte --output comparison.html
   fedpara compare grid.toml
 
 \b
@@ -233,7 +233,7 @@ A grid is a TOML file:
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--target", type=click.FloatRange(0), help="Count bytes up to this accuracy [default: the grid's].")
 @click.option("--link", default="10mbps", show_default=True, help="A named link to reckon seconds on, see docs.")
-@click.option("--output", type=click.Path(path_type=Path, file_okay=False), help="Folder of the rows and plots.")
+@click.option("--output", type=click.Path(path_type=Path), help="Folder of the page and its rows; or the page, .html.")
 @click.option("--data-dir", help="Folder of the data sets, for a grid that is run.")
 def compare(runs: tuple[Path, ...], target: float | None, link: str, output: Path | None, data_dir: str | None) -> None:
     """Show methods beside each other: accuracy, and bytes and seconds to a target.
@@ -253,6 +253,8 @@ def compare(runs: tuple[Path, ...], target: float | None, link: str, output: Pat
     if runs[0].suffix == ".toml":
         if len(runs) > 1:
             raise click.UsageError("one grid at a time, and no runs beside it")
+        if output and output.suffix == ".html":
+            raise click.UsageError(f"--output {output}: a grid's runs need a folder")
         grid = comparing.read_grid(runs[0])
         output = output or Path("runs") / runs[0].stem
         entries = comparing.run_grid(grid, output, **({"data_dir": data_dir} if data_dir else {}))
@@ -267,7 +269,7 @@ def compare(runs: tuple[Path, ...], target: float | None, link: str, output: Pat
     console.width = max(console.width, 120)  # a narrower table would fold its figures
     console.print(comparing.table(found, baseline or str(found[0]["method"])))
     if output:
-        click.echo(f"plots and rows: {comparing.write(output, entries, found, baseline)[-1].parent}")
+        click.echo(f"page: {comparing.write(output, entries, found, baseline)[-1]}")
 
 
 @cli.command()

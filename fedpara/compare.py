@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 import statistics
 from collections import defaultdict
@@ -19,7 +18,6 @@ from .live import SHARES, bytes_text, figure, times
 from .run import Row, Run
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from rich.table import Table
 
 
@@ -101,7 +99,7 @@ def run_folder(folder: Path, method: str, seed: int) -> Path:
 
 def run_grid(grid: Grid, folder: Path, **overrides: Any) -> list[Entry]:
     """Every run of the grid: those that stand in the folder are read, unfinished ones resumed, the others run."""
-    from . import simulate
+    from . import report, simulate
 
     entries: list[Entry] = []
     for seed in grid.seeds:
@@ -113,7 +111,7 @@ def run_grid(grid: Grid, folder: Path, **overrides: Any) -> list[Entry]:
                 chosen = {**grid.overrides(method, seed), **overrides}
                 if grid.until_target and method != grid.baseline:
                     chosen["stop_at"] = grid.target if grid.target is not None else targets(entries, grid)[seed]
-                simulate(grid.recipe, folder=own, resume=started, **chosen)
+                report.write(simulate(grid.recipe, folder=own, resume=started, **chosen))
             entries.append(Entry(method, seed, Run(own)))
     return sorted(entries, key=lambda entry: (entry.seed, list(grid.methods).index(entry.method)))
 
@@ -240,7 +238,7 @@ def _cells(found: Sequence[Mapping[str, Any]], baseline: str | None) -> list[lis
                 "–" if mean["rounds"] is None else f"{mean['rounds']:.1f}",
                 "–" if own[0]["parameters_sent"] is None else f"{own[0]['parameters_sent']:,}",
                 *("–" if mean[key] is None else bytes_text(mean[key] or 0) for key in ("up", "down", "bytes")),
-                fewer if len(reached) == len(own) else f"({fewer})",
+                fewer if len(reached) == len(own) or fewer == "–" else f"({fewer})",
                 "–" if mean["seconds_on_link"] is None else f"{mean['seconds_on_link']:.1f}",
             ]
         )
@@ -267,113 +265,29 @@ def _spread(values: Sequence[float], measure: str) -> str:
 
 
 def write(
-    folder: Path, entries: Sequence[Entry], found: Sequence[Mapping[str, Any]], baseline: str | None
+    output: Path, entries: Sequence[Entry], found: Sequence[Mapping[str, Any]], baseline: str | None
 ) -> list[Path]:
-    """``runs.jsonl`` (a row a run), ``rounds.jsonl`` (a row a round) and ``comparison.html`` with the plots."""
-    from .report import page, table_html
+    """``runs.jsonl`` (a row a run), ``rounds.jsonl`` (a row a round) and the page ``comparison.html``, into a folder.
 
+    An ``output`` that ends in .html is the page alone.
+    """
+    from .report.comparison import comparison
+
+    alone = output.suffix == ".html"
+    folder = output.parent if alone else output
     folder.mkdir(parents=True, exist_ok=True)
     curves = [
         {"method": entry.method, "seed": entry.seed, **{key: value for key, value in row.items() if key != "cohort"}}
         for entry in entries
         for row in entry.run.rounds
     ]
-    files = {"runs.jsonl": found, "rounds.jsonl": curves}
+    files = {} if alone else {"runs.jsonl": found, "rounds.jsonl": curves}
     for name, lines in files.items():
         replace_file(folder / name, "".join(json.dumps(line) + "\n" for line in lines).encode())
-    cells = [[html.escape(cell) for cell in line] for line in _cells(found, baseline)]
-    aim = sorted({row["target"] for row in found if row["target"] is not None})
-    note = f"<p>Target: {', '.join(figure(value, found[0]['measure']) for value in aim)}. " if aim else "<p>"
-    note += f"Bytes are payload, up and down, of all clients; seconds on the link {found[0]['link']}.</p>"
-    body = f"<h1>Comparison</h1>{note}{table_html(_headers(found), cells)}{_plots(entries, found)}"
-    replace_file(folder / "comparison.html", page("comparison", body).encode())
-    return [folder / name for name in (*files, "comparison.html")]
-
-
-def _plots(entries: Sequence[Entry], found: Sequence[Mapping[str, Any]]) -> str:
-    from .report import figure_html
-
-    measure = found[0]["measure"]
-    methods = list(dict.fromkeys(entry.method for entry in entries))
-
-    def curves(axes: Axes) -> None:
-        for index, method in enumerate(methods):
-            for number, entry in enumerate(own for own in entries if own.method == method):
-                points = [
-                    (row["total"] / 1e6, row[measure]) for row in entry.run.rounds if row.get(measure) is not None
-                ]
-                look: dict[str, Any] = {
-                    "color": f"C{index % 10}",
-                    "linestyle": _DASHES[index // 10 % 4],
-                    "linewidth": 1.4,
-                }
-                look["label"] = method if number == 0 else None
-                if points[-1][0]:
-                    axes.plot(*zip(*points, strict=True), **look)
-                else:  # what sends nothing has no place on a logarithmic axis: how far it came, all along
-                    axes.axhline(points[-1][1], **look)
-        axes.set_xscale("log")
-        axes.set_xlabel("payload, up and down, MB")
-        axes.set_ylabel(measure)
-        axes.grid(alpha=0.3)
-        axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-
-    def front(axes: Axes) -> None:
-        points = {
-            method: (
-                statistics.fmean(row["bytes_of_all_rounds"] for row in found if row["method"] == method) / 1e6,
-                statistics.fmean(row["last"] for row in found if row["method"] == method),
-            )
-            for method in methods
-        }
-        sign = entries[0].run.sign
-        best = pareto({method: (cost, sign * value) for method, (cost, value) in points.items()})
-        for index, (method, (x, y)) in enumerate(points.items()):
-            name: dict[str, Any] = {"fontsize": 8, "xytext": (4, 4), "textcoords": "offset points"}
-            if x:
-                axes.scatter(x, y, color=f"C{index % 10}", marker="o" if method in best else "x")
-                axes.annotate(method, (x, y), **name)
-            else:
-                axes.axhline(y, color=f"C{index % 10}", linewidth=1)
-                axes.annotate(f"{method}: nothing is sent", (0, y), xycoords=axes.get_yaxis_transform(), **name)
-        line = sorted(points[method] for method in best if points[method][0])
-        axes.plot([x for x, _ in line], [y for _, y in line], color="#888", linewidth=1, zorder=0)
-        axes.set_xscale("log")
-        axes.margins(x=0.2, y=0.1)  # room for the names
-        axes.set_xlabel("payload of all rounds, MB")
-        axes.set_ylabel(f"{measure} at the end")
-        axes.grid(alpha=0.3)
-
-    return (
-        figure_html(curves, f"{measure} against bytes, a line a seed", panels=1)
-        + figure_html(front, "the Pareto front: nothing is better in both", panels=1)
-        + _bars(found)
-    )
-
-
-_DASHES = ("-", "--", ":", "-.")
-
-
-def _bars(found: Sequence[Mapping[str, Any]]) -> str:
-    from .report import figure_html
-
-    reached = [row for row in found if row["bytes"] is not None]
-    if not reached or all(row["target"] is None for row in found):
-        return ""
-
-    def bars(axes: Axes) -> None:
-        # Beside each other, not stacked: lengths on a logarithmic axis do not add up.
-        names = list(dict.fromkeys(row["method"] for row in reached))
-        for way, offset in (("up", -0.2), ("down", 0.2)):
-            means = [statistics.fmean(row[way] for row in reached if row["method"] == name) / 1e6 for name in names]
-            axes.barh([place + offset for place in range(len(names))], means, height=0.4, label=way)
-        axes.set_yticks(range(len(names)), names)
-        axes.set_xscale("log")
-        axes.set_xlabel("payload to the target, MB")
-        axes.invert_yaxis()
-        axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-
-    return figure_html(bars, "bytes to the target", panels=1)
+    page = comparison(entries, found, _headers(found), _cells(found, baseline), folder)
+    shown = output if alone else folder / "comparison.html"
+    replace_file(shown, page.encode())
+    return [*(folder / name for name in files), shown]
 
 
 def pareto(points: Mapping[str, tuple[float, float]]) -> set[str]:

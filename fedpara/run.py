@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import platform
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import cached_property
@@ -173,7 +175,21 @@ class RunWriter:
         """Write the merged model and the summary."""
         state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
         checkpoint.save_tensors(self.folder / "model.safetensors", state)
-        checkpoint.replace_file(self.folder / "summary.json", json.dumps(summary, indent=1).encode())
+        when = {"finished": time.strftime("%Y-%m-%d %H:%M:%S %z"), "versions": versions()}
+        checkpoint.replace_file(self.folder / "summary.json", json.dumps({**summary, **when}, indent=1).encode())
+
+
+def versions() -> dict[str, str]:
+    """What a run's bits depend on beside its recipe: versions of this library, of those under it, and the machine."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    from . import __version__
+
+    found = {"fedpara": __version__}
+    for name in ("torch", "flwr", "numpy"):
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return {**found, "python": platform.python_version(), "machine": f"{platform.system()} {platform.machine()}"}
 
 
 def read_rows(file: Path) -> list[Row]:

@@ -7,7 +7,7 @@ import math
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import cached
 
+from .chart import Chart
 from .config import Recipe, Training, nearest
 from .errors import ConfigError, DataError
 
@@ -90,11 +91,22 @@ class Metrics:
 
 @dataclass(frozen=True)
 class Exhibit:
-    """A picture (SVG or PNG), a table of text, or both, that a task shows of a trained network in the report."""
+    """What a task shows of a trained network in the report: any of these, under one caption.
+
+    Args:
+        picture: a file, SVG, PNG or JPEG; its background should be white.
+        table: text, shown as it is.
+        rows: a table; its first row names the columns.
+        charts: lines over axes, beside each other.
+        pictures: by the name of each row, labelled pictures, (H, W) or (3, H, W) in [0, 1].
+    """
 
     caption: str
     picture: Path | None = None
     table: str = ""
+    rows: Sequence[Sequence[str]] = ()
+    charts: Sequence[Chart] = ()
+    pictures: Mapping[str, Sequence[tuple[str, Tensor]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -172,7 +184,10 @@ class Task(ABC):
         return result
 
     def holdings(self, clients: int) -> Any | None:
-        """Who holds what, if the task can tell: an object with ``table()`` and ``plot(path)``."""
+        """Who holds what, if the task can tell: an object with ``table()``, text for people.
+
+        With `fedpara.data.Holdings`' ``summary()``, ``rows(limit)`` and ``charts()`` too, the report shows more.
+        """
         return None
 
     def exhibits(self, model: nn.Module, folder: Path) -> Sequence[Exhibit]:

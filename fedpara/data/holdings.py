@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import chart
 from .images import Split
 from .partition import Partition
 
@@ -52,7 +55,7 @@ class Holdings:
 
     def table(self, limit: int = 20) -> str:
         """Aligned text: a summary, then a row for each of the first `limit` clients."""
-        header, rows = self._rows(min(limit, len(self.clients)))
+        header, rows = self.rows(min(limit, len(self.clients)))
         widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
         lines = [self.summary()]
         for row in (header, *rows):
@@ -71,7 +74,8 @@ class Holdings:
             f"{np.median(sizes):,.0f}), {_range(held)} of {len(self.classes)} classes"
         )
 
-    def _rows(self, limit: int) -> tuple[list[str], list[list[str]]]:
+    def rows(self, limit: int) -> tuple[list[str], list[list[str]]]:
+        """Names of the columns, and a row of cells for each of the first `limit` clients."""
         counts = self.counts[:limit]
         held = (counts > 0).sum(axis=1)
         if len(self.classes) <= _TABLE_CLASSES:
@@ -92,6 +96,44 @@ class Holdings:
         names, sizes = self.clients[:limit], self.sizes[:limit].tolist()
         rows = [[name, f"{n:,}", *row] for name, n, row in zip(names, sizes, cells, strict=True)]
         return header, rows
+
+    def charts(self) -> str:
+        """The same pictures as in `plot`, as HTML that takes the colours of the page around it."""
+        if len(self.clients) <= _BAR_CLIENTS and len(self.classes) <= _BAR_CLASSES:
+            parts = {name: self.counts[:, c].tolist() for c, name in enumerate(self.classes)}
+            return chart.bars(self.clients, parts, "examples", "Examples of each class, by client")
+        heat = chart.heat_map(
+            self._stain(), self.classes, len(self.clients), "class", "clients, by their largest class"
+        )
+        sizes = chart.histogram(self.sizes.tolist(), "examples of a client", "clients")
+        mixed = chart.histogram(self.effective_labels.round(3).tolist(), "effective classes of a client", "clients")
+        said = (
+            "In the map, the stronger a cell's colour, the larger the class's part of the client's examples, up to "
+            f"{self.shares.max():.0%}. Effective classes: exp of the entropy of a client's labels, 1 where it holds "
+            "one class. Upright lines are medians."
+        )
+        panels = "".join(f"<div class='panel'>{svg}</div>" for svg in (heat, sizes, mixed))
+        return f"<figure><div class='charts'>{panels}</div><figcaption>{said}</figcaption></figure>"
+
+    def _stain(self) -> str:
+        """The heat map's cells, a pixel each: one colour, as opaque as the share is large; a data URI."""
+        from PIL import Image
+
+        shares = self.shares[self._sorted()]
+        pixels = np.full((*shares.shape, 4), (44, 134, 204, 0), np.uint8)
+        pixels[..., 3] = np.round(255 * shares / max(shares.max(), 1e-9))
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "PNG")
+        return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+    def _sorted(self) -> NDArray[np.int64]:
+        """Rows of a heat map: clients by their largest class, at most so many as can be seen."""
+        shares = self.shares
+        # The jitter breaks ties evenly: among clients of few examples, most have several largest classes.
+        jitter = np.random.Generator(np.random.PCG64(0)).random(shares.shape) * 1e-9
+        order = np.lexsort((-shares.max(axis=1), (shares + jitter).argmax(axis=1)))
+        rows = np.linspace(0, len(order) - 1, min(len(order), _HEAT_ROWS)).round().astype(np.int64)
+        return np.asarray(order[rows], np.int64)
 
     def plot(self, path: Path) -> None:
         """A picture (by the suffix: png, svg, pdf): bars for up to 50 clients and 20 classes, else a heat map of label
@@ -139,14 +181,9 @@ class Holdings:
         _histogram(effective, self.effective_labels, "effective labels of a client (exp of entropy)")
 
     def _heat_map(self, figure: Figure, axes: Axes) -> None:
-        shares = self.shares
-        # The jitter breaks ties evenly: among clients of few examples, most have several largest classes.
-        jitter = np.random.Generator(np.random.PCG64(0)).random(shares.shape) * 1e-9
-        order = np.lexsort((-shares.max(axis=1), (shares + jitter).argmax(axis=1)))
-        rows = order[np.linspace(0, len(order) - 1, min(len(order), _HEAT_ROWS)).round().astype(np.int64)]
         image = axes.imshow(
-            shares[rows], aspect="auto", cmap="Blues", vmin=0, interpolation="nearest",
-            extent=(-0.5, len(self.classes) - 0.5, len(order), 0),
+            self.shares[self._sorted()], aspect="auto", cmap="Blues", vmin=0, interpolation="nearest",
+            extent=(-0.5, len(self.classes) - 0.5, len(self.clients), 0),
         )  # fmt: skip
         if len(self.classes) <= 30:
             axes.set_xticks(range(len(self.classes)), [_short(name) for name in self.classes], rotation=90, fontsize=8)

@@ -150,11 +150,17 @@ def test_folders_of_owners_are_trained_on(tmp_path, small):
 def test_the_report_shows_figures_and_frames(run, tmp_path, monkeypatch, small):
     monkeypatch.setattr(gallery, "SCENES", 1)
     monkeypatch.setattr(gallery, "SIZES", (0.1, 1.0))
-    figures, pictures = build_task(run.recipe).exhibits(run.model(), tmp_path)
-    for name in ("no magnification", "linear Eulerian", "phase-based", "this network", "noise 0.3", "0.1 px"):
-        assert name in figures.table
-    assert figures.picture.read_text().count("<svg") == 1
-    assert Image.open(pictures.picture).size[0] > 500
+    figures, frames = build_task(run.recipe).exhibits(run.model(), tmp_path)
+    header, *rows = figures.rows
+    assert header == ["method", "noise", "0.1 px", "1 px"]
+    assert {row[0] for row in rows} == {"no magnification", "linear Eulerian", "phase-based", "this network"}
+    assert [chart.title for chart in figures.charts] == ["Noise 0", "Noise 0.1", "Noise 0.3"]
+    shown = {row[0]: [float(cell) for cell in row[2:]] for row in rows if row[1] == "0.3"}
+    for name, line in figures.charts[2].series.items():
+        assert [y for _, y in line] == pytest.approx(shown[name], abs=6e-4)
+    for row in frames.pictures.values():
+        assert [name for name, _ in row[:3]] == ["given", "truth", "this network"]
+        assert all(pixels.shape == (3, judging.CROP, judging.CROP) for _, pixels in row)
 
 
 def test_the_benchmark_judges_the_common_network_and_each_clients_own(run, tmp_path, monkeypatch, small):

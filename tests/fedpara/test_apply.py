@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 import fedpara as fp
+from fedpara.chart import Chart
 from fedpara.cli import cli, main
 from fedpara.data.digits import load_digits
 from fedpara.report import write
@@ -104,14 +105,32 @@ def test_the_report_shows_what_a_task_shows(run, monkeypatch):
         (folder / "b.svg").write_text("<?xml?><svg id='own'></svg>")
         yield Exhibit("pixels", folder / "a.png", table="a < b")
         yield Exhibit("lines", folder / "b.svg")
-        yield Exhibit("figures", table=f"{sum(p.numel() for p in model.parameters())} parameters")
+        yield Exhibit(
+            "figures", rows=[["net", "parameters"], ["<ours>", str(sum(p.numel() for p in model.parameters()))]]
+        )
+        yield Exhibit("curves", charts=[Chart({"up": [(1, 2), (2, 3)], "down": [(1, 3)]}, "s", "m", "Way")])
+        yield Exhibit("frames", pictures={"first": [("grey", torch.rand(4, 6)), ("colours", torch.rand(3, 400, 200))]})
 
     monkeypatch.setattr(load_task("classification"), "exhibits", exhibits)
     page = write(run).read_text()
     assert "alt='pixels' src='data:image/png;base64," in page
     assert "a &lt; b" in page
-    assert "<svg id='own'>" in page
-    assert " parameters</pre>" in page
+    assert "alt='lines' src='data:image/svg+xml;base64," in page
+    assert "id='own'" not in page, "what an SVG file holds beside its drawing has no place in the page"
+    assert "&lt;ours&gt;</th>" in page
+    assert "<p class='title'>Way</p><svg" in page
+    assert "alt='grey' width='6' height='4'" in page
+    assert "alt='colours' width='144' height='288'" in page
+
+
+def test_a_mistake_in_a_tasks_pictures_costs_no_report(run, monkeypatch):
+    def exhibits(self, model: torch.nn.Module, folder: Path):
+        raise RuntimeError("no <such> thing")
+
+    monkeypatch.setattr(load_task("classification"), "exhibits", exhibits)
+    page = write(run).read_text()
+    assert "Not shown: RuntimeError: no &lt;such&gt; thing" in page
+    assert "Every byte" in page
 
 
 def test_help_names_the_command():

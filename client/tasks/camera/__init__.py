@@ -204,7 +204,7 @@ class Cameras(Task):
         """Response curves learnt against true, exposures predicted, and figures by camera, of the run at hand."""
         names = list(self.population(MOST_SHOWN))[:MOST_SHOWN]
         shown = {name: (self._own(name, model), self.camera(name, MOST_SHOWN)) for name in names}
-        return exhibits({name: pair for name, pair in shown.items() if pair[0] is not None}, folder)
+        return exhibits({name: pair for name, pair in shown.items() if pair[0] is not None})
 
     def _own(self, client: str, model: nn.Module) -> nn.Module | None:
         """A client's own model, None where the run has none of it; the common one where no run is at hand."""

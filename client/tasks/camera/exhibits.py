@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from fedpara.chart import Chart
 from fedpara.task import Exhibit
 
-from . import plots, response
+from . import response
 from .baselines import gamma_scaling
 from .examples import HeldOut, held_out
 from .network import SelfCalibrating
@@ -18,30 +18,31 @@ from .predict import predict, psnr, shown_error
 from .scenes import Camera, Photograph
 
 Shown = Mapping[str, tuple[nn.Module, Camera]]  # each camera's own model, and its photographs
+CHANNELS = {"red": 6, "green": 2, "blue": 0}  # and their places in the report's colours
+LOWEST, EVERY = 8, 4  # stops below a full sensor that are shown; of which knots
 
 
-def exhibits(shown: Shown, folder: Path) -> Sequence[Exhibit]:
-    """Pictures and a table; pictures are written into ``folder``."""
+def exhibits(shown: Shown) -> Sequence[Exhibit]:
+    """Figures by camera, response curves, and pictures of exposures held out."""
     pairs = {name: held for name, (_, camera) in shown.items() if (held := held_out(camera)) is not None}
-    found = [Exhibit("Exposures held out, PSNR in dB", table=_table(shown, pairs))] if pairs else []
-    learnt = {
-        name: (model.camera.values(), camera.truth)
+    found = [Exhibit("Exposures held out", rows=_rows(shown, pairs))] if pairs else []
+    charts = [
+        _responses(name, model.camera.values()["response"], camera.truth.get("response"))
         for name, (model, camera) in shown.items()
         if isinstance(model, SelfCalibrating)
-    }
-    if learnt:
-        curves = {name: values for name, (values, _) in learnt.items()}
-        picture = plots.cameras(folder / "responses.svg", curves, {name: truth for name, (_, truth) in learnt.items()})
-        found.append(Exhibit("Response curves: learnt, and true where it is known (dashed)", picture))
+    ]
+    if charts:
+        found.append(Exhibit("Response curves learnt and, faintly behind them, the true ones", charts=charts))
     for name, held in list(pairs.items())[-1:]:
-        picture = plots.strip(folder / "exposures.png", _rows(shown[name][0], held))
-        found.append(Exhibit(f"{name}, a scene that it was not trained on: predicted above, taken below", picture))
+        caption = f"{name}, a scene that it was not trained on: exposures predicted from one photograph"
+        found.append(Exhibit(caption, pictures=_pictures(shown[name][0], held)))
     return found
 
 
-def _table(shown: Shown, pairs: Mapping[str, HeldOut]) -> str:
+def _rows(shown: Shown, pairs: Mapping[str, HeldOut]) -> list[list[str]]:
     """A line a camera: its own model's PSNR, that of gamma scaling, and how far its response is from the true one."""
-    lines = [f"{'camera':14} {'this run':>9} {'darker':>8} {'brighter':>9} {'gamma 2.2':>10} {'response RMSE':>14}"]
+    heads = ["this run, PSNR dB", "darker", "brighter", "gamma 2.2, PSNR dB", "response RMSE"]
+    lines = [["camera", *heads]]
     for name, held in pairs.items():
         model, camera = shown[name]
         own = [score(model, *pair) for pair in held.pairs]
@@ -51,11 +52,24 @@ def _table(shown: Shown, pairs: Mapping[str, HeldOut]) -> str:
             psnr(shown_error(gamma_scaling(g.pixels.float() / 255, w.exposure - g.exposure), g, w))
             for g, w in held.pairs
         ]
-        line = f"{name:14} {_mean(own):9} {_mean(darker):8} {_mean(brighter):9} {_mean(plain):10}"
+        error = "–"
         if isinstance(model, SelfCalibrating) and "response" in camera.truth:
-            line += f" {response.rmse(model.camera.values()['response'], camera.truth['response']):14.4f}"
-        lines.append(line)
-    return "\n".join(lines)
+            error = f"{response.rmse(model.camera.values()['response'], camera.truth['response']):.4f}"
+        lines.append([name, *map(_mean, (own, darker, brighter, plain)), error])
+    return lines
+
+
+def _responses(name: str, learnt: Tensor, truth: Tensor | None) -> Chart:
+    """A response's three channels over the stops below a full sensor, the true ones behind them."""
+    stops = (response.GAMMA * torch.log2(torch.linspace(0, 1, response.KNOTS)[1:])).tolist()
+
+    def curves(values: Tensor) -> dict[str, list[tuple[float, float]]]:
+        lines = (zip(stops, own[1:].tolist(), strict=True) for own in values.detach())
+        shown = ([(x, y) for x, y in line if x >= -LOWEST][::EVERY] for line in lines)
+        return dict(zip(CHANNELS, shown, strict=True))
+
+    axes = "exposure, stops below full", "pixel value", name
+    return Chart(curves(learnt), *axes, faint={} if truth is None else curves(truth), colours=CHANNELS)
 
 
 def score(model: nn.Module, given: Photograph, wanted: Photograph) -> float:
@@ -67,12 +81,13 @@ def _mean(values: Sequence[float]) -> str:
     return f"{sum(values) / len(values):.2f}" if values else "–"
 
 
-def _rows(model: nn.Module, held: HeldOut) -> list[list[tuple[str, Tensor]]]:
-    """The last scene's photograph and what was predicted from it; below, what the camera took."""
+def _pictures(model: nn.Module, held: HeldOut) -> dict[str, list[tuple[str, Tensor]]]:
+    """The last scene's photograph, what was predicted from it, and what the camera took."""
     given = held.pairs[-1][0]
     same = [wanted for other, wanted in held.pairs if other is given]
-    first = [(f"given, {given.exposure:+g} EV", given.pixels.float() / 255)]
-    predicted = [predict(model, given, wanted.exposure - given.exposure) for wanted in same]
-    above = [(f"{w.exposure:+g} EV: {score(model, given, w):.1f} dB", p) for w, p in zip(same, predicted, strict=True)]
-    below = [(f"{w.exposure:+g} EV, taken", w.pixels.float() / 255) for w in same]
-    return [first + above, [("", torch.ones_like(first[0][1])), *below]]
+    predicted = [(wanted, predict(model, given, wanted.exposure - given.exposure)) for wanted in same]
+    return {
+        "Given": [(f"{given.exposure:+g} EV", given.pixels.float() / 255)],
+        "Predicted": [(f"{w.exposure:+g} EV: {score(model, given, w):.1f} dB", picture) for w, picture in predicted],
+        "Taken by the camera": [(f"{wanted.exposure:+g} EV", wanted.pixels.float() / 255) for wanted in same],
+    }

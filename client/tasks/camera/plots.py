@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,22 +35,6 @@ def camera(path: Path, values: Mapping[str, Tensor], truth: Mapping[str, Tensor]
     return path
 
 
-def cameras(path: Path, learnt: Mapping[str, Mapping[str, Tensor]], truth: Mapping[str, Mapping[str, Tensor]]) -> Path:
-    """The response curves of several cameras, a panel each, as SVG; the path."""
-    columns = min(4, len(learnt))
-    lines = -(-len(learnt) // columns)
-    figure = _figure(2.6 * columns, 2.5 * lines)
-    axes = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
-    for place, (name, values) in enumerate(learnt.items()):
-        shown = axes[place // columns][place % columns]
-        curves(shown, values["response"], truth[name].get("response"), legend=place == 0)
-        shown.set_title(name, fontsize=9)
-    for empty in axes.flat[len(learnt) :]:
-        empty.set_axis_off()
-    figure.savefig(path, format="svg")
-    return path
-
-
 def curves(axes: Axes, learnt: Tensor, truth: Tensor | None = None, *, legend: bool = True) -> None:
     """A response's three channels over the stops below a full sensor."""
     stops = GAMMA * torch.log2(torch.linspace(0, 1, KNOTS)[1:])
@@ -65,22 +49,6 @@ def curves(axes: Axes, learnt: Tensor, truth: Tensor | None = None, *, legend: b
     axes.grid(alpha=0.3)
     if legend:
         axes.legend(frameon=False, fontsize=8)
-
-
-def strip(path: Path, rows: Sequence[Sequence[tuple[str, Tensor]]]) -> Path:
-    """Pictures (3, H, W) in [0, 1] with a line of text above each, in rows, as PNG; the path."""
-    columns = max(map(len, rows))
-    height, width = rows[0][0][1].shape[-2:]
-    figure = _figure(2.1 * columns, (2.1 * height / width + 0.3) * len(rows))
-    axes = figure.subplots(len(rows), columns, squeeze=False)
-    for line, shown in zip(axes, rows, strict=True):
-        for place, (text, picture) in zip(line, shown, strict=False):
-            place.imshow(picture.permute(1, 2, 0).clamp(0, 1).numpy())
-            place.set_title(text, fontsize=8)
-        for place in line:
-            place.set_axis_off()
-    figure.savefig(path, format="png", dpi=110)
-    return path
 
 
 def _figure(width: float, height: float) -> Figure:

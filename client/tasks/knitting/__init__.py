@@ -219,7 +219,7 @@ class Knitting(Task):
         if self._test is None:
             return ()
         simulated_ones = self.options.photographs == "simulated"
-        return exhibits(cast(Knitter, model), self._test, folder, simulated=simulated_ones)
+        return exhibits(cast(Knitter, model), self._test, simulated=simulated_ones)
 
     def apply(self, model: nn.Module, source: Path | None, output: Path | None, options: Apply) -> Sequence[str]:
         """INPUT is a photograph of fabric, a front seen upright, cut to whole stitches; OUTPUT the program, a .png.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -20,25 +19,23 @@ from .renderer import render
 SHOWN = 4  # photographs in the picture
 
 
-def exhibits(model: Knitter, test: Taken, folder: Path, *, simulated: bool) -> Sequence[Exhibit]:
-    """A table and a picture, which is written into ``folder``."""
+def exhibits(model: Knitter, test: Taken, *, simulated: bool) -> Sequence[Exhibit]:
+    """Figures by instruction, and photographs beside what was read of them."""
     said, true = read_all(model, test.photographs), test.programs.long()
-    values, ground = score(said, true).values(), modal(true).view(-1, 1, 1).expand_as(true)
-    plain = score(ground, true).values()
+    ground = modal(true).view(-1, 1, 1).expand_as(true)
+    readers = {"this network": said, "each program's most frequent instruction everywhere": ground}
+    scores = [["", "full", "foreground", "cells that break a rule"]]
+    for name, read in readers.items():
+        values = score(read, true).values()
+        scores.append([name, *(f"{100 * values[key]:.2f} %" for key in ("accuracy", "foreground", "violations"))])
     kind = "simulated photographs of a mill that nobody trained on" if simulated else "the photographs in test/"
-    summary = (
-        f"Full {100 * values['accuracy']:.2f} %, foreground {100 * values['foreground']:.2f} %, "
-        f"{100 * values['violations']:.2f} % of the cells break a rule; "
-        f"each program's most frequent instruction everywhere: {100 * plain['accuracy']:.2f} % / 0 %"
-    )
-    table = f"{summary}\n\n{by_instruction(confusion(said, true), NAMES)}"
-    picture = _picture(model, test, said, folder / "read.png")
+    shown = "Simulated photographs" if simulated else "Photographs"
     return [
-        Exhibit(f"{len(true)} {kind}, by instruction", table=table),
+        Exhibit(f"{len(true)} {kind}", rows=scores),
+        Exhibit("By instruction", rows=by_instruction(confusion(said, true), NAMES)),
         Exhibit(
-            ("Simulated photographs" if simulated else "Photographs")
-            + ", what was read, the fabric drawn from that, the true program, what is wrong in black",
-            picture,
+            f"{shown}, what was read, the fabric drawn from that, the true program, what is wrong in black",
+            pictures=_pictures(model, test, said),
         ),
     ]
 
@@ -49,35 +46,27 @@ def read_all(model: Knitter, photographs: Tensor) -> Tensor:
         return torch.cat([model(scaled(part)).argmax(1) for part in photographs.split(16)])
 
 
-def _picture(model: Knitter, test: Taken, said: Tensor, path: Path) -> Path:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
+def _pictures(model: Knitter, test: Taken, said: Tensor) -> dict[str, list[tuple[str, Tensor]]]:
     true = test.programs.long()
     kinds = [len(torch.unique(program)) for program in true]
     chosen = sorted(range(len(true)), key=lambda place: -kinds[place])[:: max(1, len(true) // (2 * SHOWN))][:SHOWN]
-    heads = ["photograph", "refined", "read", "drawn from it", "true", "wrong"]
-    if model.refiner is None:
-        heads.remove("refined")
-    figure = Figure(figsize=(1.9 * len(heads), 2.0 * len(chosen)), layout="constrained", dpi=110)
-    FigureCanvasAgg(figure)
-    grid = figure.subplots(len(chosen), len(heads), squeeze=False)
-    for line, place in zip(grid, chosen, strict=True):
+    rows = {}
+    for number, place in enumerate(chosen, start=1):
         photograph = scaled(test.photographs[place : place + 1])
-        with torch.no_grad():
-            refined = model.refined(photograph)
-        shown = {
-            "photograph": photograph[0, 0].numpy(),
-            "refined": refined[0, 0].numpy(),
-            "read": coloured(said[place]),
-            "drawn from it": render(said[place : place + 1])[0].numpy(),
-            "true": coloured(true[place]),
-            "wrong": (said[place] == true[place]).numpy(),
+        pictures = {"photograph": photograph[0, 0]}
+        if model.refiner is not None:
+            with torch.no_grad():
+                pictures["refined"] = model.refined(photograph)[0, 0]
+        pictures |= {
+            "read": _colours(said[place]),
+            "drawn from it": render(said[place : place + 1])[0],
+            "true": _colours(true[place]),
+            "wrong": (said[place] == true[place]).float(),
         }
-        for axes, head in zip(line, heads, strict=True):
-            axes.imshow(shown[head], cmap="gray", **({"vmin": 0, "vmax": 1} if head == "wrong" else {}))
-            axes.set_axis_off()
-            if line is grid[0]:
-                axes.set_title(head, fontsize=9)
-    figure.savefig(path)
-    return path
+        rows[f"Photograph {number}"] = list(pictures.items())
+    return rows
+
+
+def _colours(program: Tensor) -> Tensor:
+    """A program in the palette's colours, (3, rows, columns) in [0, 1]."""
+    return torch.from_numpy(coloured(program)).permute(2, 0, 1) / 255

@@ -67,9 +67,9 @@ def confusion(read: Tensor, programs: Tensor) -> Tensor:
     return torch.bincount(pairs, minlength=COUNT**2).view(COUNT, COUNT)
 
 
-def by_instruction(table: Tensor, names: tuple[str, ...]) -> str:
-    """Recall and precision of every instruction that came, as text."""
-    lines = [f"{'':5}{'cells':>8}{'found':>9}{'right':>9}  most often taken for"]
+def by_instruction(table: Tensor, names: tuple[str, ...]) -> list[list[str]]:
+    """Recall and precision of every instruction that came; the first line names the columns."""
+    lines = [["instruction", "cells", "found", "right", "most often taken for"]]
     for number, name in enumerate(names):
         true, said = int(table[number].sum()), int(table[:, number].sum())
         if not true:
@@ -78,6 +78,6 @@ def by_instruction(table: Tensor, names: tuple[str, ...]) -> str:
         wrong[number] = 0
         taken = names[int(wrong.argmax())] if wrong.any() else "–"
         hits = int(table[number, number])
-        right = f"{100 * hits / said:8.1f}%" if said else f"{'–':>9}"
-        lines.append(f"{name:5}{true:8}{100 * hits / true:8.1f}%{right}  {taken}")
-    return "\n".join(lines)
+        right = f"{100 * hits / said:.1f} %" if said else "–"
+        lines.append([name, f"{true:,}", f"{100 * hits / true:.1f} %", right, taken])
+    return lines

@@ -170,7 +170,7 @@ class Motion(Task):
         return Metrics(len(examples), {"ssim": float(alike.mean()), "loss": float(apart.mean())})
 
     def exhibits(self, model: nn.Module, folder: Path) -> Sequence[Exhibit]:
-        return exhibits(model, self.test_collection, self.options.magnified, JUDGE_SEED, folder)
+        return exhibits(model, self.test_collection, self.options.magnified, JUDGE_SEED)
 
     def apply(self, model: nn.Module, source: Path | None, output: Path | None, options: Apply) -> Sequence[str]:
         """INPUT is a video file or a folder of frames, of any size; OUTPUT likewise (a name without suffix: a folder).

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from fedpara.chart import Chart
 from fedpara.task import Exhibit
 
 from .baselines import BASELINES
-from .judging import NOISES, SIZES, Judged, Method, by_case, score, table
+from .judging import NOISES, SIZES, Judged, Method, by_case, score
 from .objects import Collection
 
 SCENES = 4  # one of each kind that moves; of each, every motion and every noise
@@ -31,75 +31,56 @@ def grid(own: Collection, magnified: float, seed: int) -> Judged:
     return Judged(own, cases, SCENES * len(cases), magnified, seed)
 
 
-def exhibits(model: nn.Module, own: Collection, magnified: float, seed: int, folder: Path) -> Sequence[Exhibit]:
-    """Tables, a plot and pictures, on images that no client owns."""
+def exhibits(model: nn.Module, own: Collection, magnified: float, seed: int) -> Sequence[Exhibit]:
+    """Charts, tables and pictures, on images that no client owns."""
     judged = grid(own, magnified, seed)
-    methods: Mapping[str, Method] = {**BASELINES, "this network": network_method(model)}
+    methods: Mapping[str, Method] = {"this network": network_method(model), **BASELINES}
     with torch.no_grad():
         rows = {
             name: by_case(score(method, judged, torch.device("cpu"))[0], judged) for name, method in methods.items()
         }
-        pictures = _pictures(methods, own, magnified, seed, folder / "frames.png")
-    shown = [
-        Exhibit(
-            f"SSIM to the true magnification to {magnified:g} px, {SCENES} scenes from photographs of no client",
-            _plot(rows, folder / "ssim.svg"),
-            tables(rows),
-        ),
-        Exhibit("Frames: " + "; ".join(f"{size:g} px at noise {noise:g}" for size, noise in SHOWN), pictures),
+        pictures = _pictures(methods, own, magnified, seed)
+    caption = f"SSIM to the true magnification to {magnified:g} px, {SCENES} scenes from photographs of no client"
+    return [
+        Exhibit(caption, charts=_charts(rows), rows=table_rows(rows)),
+        Exhibit("Frames magnified by each method", pictures=pictures),
     ]
-    return shown
 
 
-def tables(rows: Rows) -> str:
-    """A table for each level of noise, by motion."""
-    parts = []
-    for place, noise in enumerate(NOISES):
-        own = slice(place * len(SIZES), (place + 1) * len(SIZES))
-        heads = [f"{size:g} px" for size in SIZES]
-        parts.append(f"noise {noise:g}\n" + table({name: values[own] for name, values in rows.items()}, heads))
-    return "\n\n".join(parts)
+def table_rows(rows: Rows) -> list[list[str]]:
+    """A line for each method at each level of noise, a column for each motion; the first line names these."""
+    lines = [["method", "noise", *(f"{size:g} px" for size in SIZES)]]
+    for noise, own in _by_noise():
+        lines += [[name, f"{noise:g}", *(f"{value:.3f}" for value in values[own])] for name, values in rows.items()]
+    return lines
 
 
-def _plot(rows: Rows, path: Path) -> Path:
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 3.6), layout="constrained")
-    FigureCanvasSVG(figure)
-    panels = figure.subplots(1, len(NOISES), sharey=True)
-    for place, (axes, noise) in enumerate(zip(panels, NOISES, strict=True)):
-        for name, values in rows.items():
-            axes.plot(SIZES, values[place * len(SIZES) : (place + 1) * len(SIZES)], marker=".", label=name)
-        axes.set_xscale("log")
-        axes.set_xticks(SIZES, [f"{size:g}" for size in SIZES])
-        axes.minorticks_off()
-        axes.set_title(f"noise {noise:g}", fontsize=10)
-        axes.set_xlabel("input motion, px")
-        axes.grid(alpha=0.3)
-    panels[0].set_ylabel("SSIM to the truth")
-    panels[0].legend(frameon=False, fontsize=8)
-    figure.savefig(path)
-    return path
+def _charts(rows: Rows) -> list[Chart]:
+    return [
+        Chart(
+            {name: list(zip(SIZES, values[own], strict=True)) for name, values in rows.items()},
+            "motion between the frames, px (log scale)",
+            "SSIM to the truth",
+            f"Noise {noise:g}",
+            log_x=True,
+        )
+        for noise, own in _by_noise()
+    ]
 
 
-def _pictures(methods: Mapping[str, Method], own: Collection, magnified: float, seed: int, path: Path) -> Path:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+def _by_noise() -> list[tuple[float, slice]]:
+    """Each level of noise, and where its cases stand."""
+    return [(noise, slice(place * len(SIZES), (place + 1) * len(SIZES))) for place, noise in enumerate(NOISES)]
 
-    columns: dict[str, Tensor] = {}
+
+def _pictures(
+    methods: Mapping[str, Method], own: Collection, magnified: float, seed: int
+) -> dict[str, list[tuple[str, Tensor]]]:
+    """The first frame, the truth and what each method makes of it, a row a case."""
     judged = Judged(own, SHOWN, len(SHOWN), magnified, seed)
     a, b, truth, alpha, motion = judged.batch(torch.arange(len(judged)))
-    columns["truth"] = truth
-    for name, method in methods.items():
-        columns[name] = method(a, b, alpha, motion)
-    figure = Figure(figsize=(2 * len(columns), 2.1 * len(SHOWN)), layout="constrained", dpi=110)
-    FigureCanvasAgg(figure)
-    for row, axes_row in enumerate(figure.subplots(len(SHOWN), len(columns), squeeze=False)):
-        for axes, (name, frames) in zip(axes_row, columns.items(), strict=True):
-            axes.imshow(((frames[row] + 1) / 2).clamp(0, 1).permute(1, 2, 0).numpy())
-            axes.set_axis_off()
-            if row == 0:
-                axes.set_title(name, fontsize=9)
-    figure.savefig(path)
-    return path
+    frames = {"given": a, "truth": truth} | {name: method(a, b, alpha, motion) for name, method in methods.items()}
+    return {
+        f"A motion of {size:g} px, noise {noise:g}": [(name, (own[row] + 1) / 2) for name, own in frames.items()]
+        for row, (size, noise) in enumerate(SHOWN)
+    }

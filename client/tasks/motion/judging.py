@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -90,11 +90,3 @@ def score(method: Method, judged: Judged, device: torch.device) -> tuple[Tensor,
 def by_case(values: Tensor, judged: Judged) -> list[float]:
     """The mean of each case."""
     return [float(values[place :: len(judged.cases)].mean()) for place in range(len(judged.cases))]
-
-
-def table(rows: Mapping[str, Sequence[float]], heads: Sequence[str]) -> str:
-    """Methods below each other, a column for each of these heads."""
-    width = max(map(len, rows))
-    lines = [" " * width + "".join(f"{head:>9}" for head in heads)]
-    lines += [f"{name:{width}}" + "".join(f"{value:9.3f}" for value in values) for name, values in rows.items()]
-    return "\n".join(lines)

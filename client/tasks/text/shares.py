@@ -10,11 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedpara import chart
 from fedpara.data.text import WINDOW, Author, TextData
 from fedpara.errors import ConfigError
 from fedpara.seeds import generator_for
 from fedpara.task import Batch
 
+MOST_BARS = 50  # clients with a bar each
 LENGTH = WINDOW + 1  # a window and the character after it
 
 
@@ -172,16 +174,32 @@ class Holdings:
     clients: tuple[Share, ...]
     note: str
 
-    def table(self, limit: int = 20) -> str:
-        """A summary, then a row for each of the first `limit` clients."""
-        rows = [("client", "characters", "windows", "held out")]
-        rows += [
-            (own.name, f"{own.characters:,}", f"{len(own.train):,}", f"{len(own.held_out):,}")
+    def summary(self) -> str:
+        """One line: clients, and authors that are none."""
+        return f"{self.note}; {len(self.clients):,} clients"
+
+    def rows(self, limit: int) -> tuple[list[str], list[list[str]]]:
+        """Names of the columns, and a row of cells for each of the first `limit` clients."""
+        header = ["client", "characters", "windows", "held out"]
+        return header, [
+            [own.name, f"{own.characters:,}", f"{len(own.train):,}", f"{len(own.held_out):,}"]
             for own in self.clients[:limit]
         ]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = [self.note, f"{len(self.clients):,} clients:"]
-        for name, *figures in rows:
+
+    def charts(self) -> str:
+        """Windows by client where these are few, else how many clients hold how many."""
+        sizes = [len(own.train) for own in self.clients]
+        if len(sizes) <= MOST_BARS:
+            names = [own.name for own in self.clients]
+            return chart.bars(names, {"windows": sizes}, "windows to train on", "Windows to train on, by client")
+        return chart.panel(chart.histogram(sizes, "windows to train on", "clients"))
+
+    def table(self, limit: int = 20) -> str:
+        """A summary, then a row for each of the first `limit` clients."""
+        header, found = self.rows(limit)
+        widths = [max(map(len, column)) for column in zip(header, *found, strict=True)]
+        lines = [f"{self.summary()}:"]
+        for name, *figures in (header, *found):
             cells = [figure.rjust(width) for figure, width in zip(figures, widths[1:], strict=True)]
             lines.append("  ".join([name.ljust(widths[0]), *cells]))
         left = len(self.clients) - limit

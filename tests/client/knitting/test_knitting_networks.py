@@ -202,8 +202,9 @@ def test_the_table_by_instruction_counts_every_cell_once():
     table = confusion(read, true)
     assert table.sum() == 3
     assert table[0, 1] == table[0, 0] == table[4, 4] == 1
-    text = by_instruction(table, tuple("abcdefghijklmnopq"))
-    assert text.splitlines()[1].split() == ["a", "2", "50.0%", "100.0%", "b"]
+    lines = by_instruction(table, tuple("abcdefghijklmnopq"))
+    assert lines[1] == ["a", "2", "50.0 %", "100.0 %", "b"]
+    assert [line[0] for line in lines] == ["instruction", "a", "e"]
 
 
 def test_a_reader_learns_renderings_by_heart():
