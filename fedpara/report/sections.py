@@ -16,6 +16,7 @@ from ..live import figure as number
 from ..run import Row, Run, versions
 from .parts import bar, facts, folded, plural, safe, seconds_text, table
 
+FEW = 8  # clients, above which their values are charted
 SHOWN, MOST = 15, 1000  # rows of a long table that stand openly, and that are in the page at all
 SERVER_DATA, HELD_OUT = "server's test data", "clients' held-out data"
 _NO_METRIC = frozenset(
@@ -30,6 +31,7 @@ PURPOSES = {
     "retry": "the whole network again, to a client that lost its own",
     "roll-call": "who is there",
 }
+JUDGEMENTS = "what clients found of the network"
 PHASES = {
     "send": "server encodes and sends",
     "start": "client starts its process",
@@ -219,7 +221,7 @@ def clients(run: Run) -> str:
         for row in rows
     ]
     picture = ""
-    if len(values) > 2:
+    if len(values) > FEW:
         picture = panel(histogram(values, label(key), "clients"), "The upright line is the median.")
     return f"<p>{safe(text)}</p>{picture}{long_table(header, lines, 'the worst', 'in the same order')}"
 
@@ -258,7 +260,7 @@ def ledger(run: Run) -> str:
     carried = book.by("direction", "purpose", unit="message")
     rows = []
     for (way, purpose), payload in sorted(book.by("direction", "purpose").items(), reverse=True):
-        said = PURPOSES.get(purpose, "")
+        said = JUDGEMENTS if (way, purpose) == ("up", "evaluation") else PURPOSES.get(purpose, "")
         name = f"{'up' if way == 'up' else 'down'}: {purpose}"
         share = bar(payload / total if total else 0)
         rows.append([safe(name), bytes_text(payload), share, bytes_text(carried[way, purpose]), safe(said)])
@@ -335,7 +337,11 @@ def seconds(run: Run) -> str:
     phases: Counter[str] = Counter()
     everyone: Counter[str] = Counter()
     for row in run.rounds:
-        phases.update(row.get("phases", {}))
+        own = dict(row.get("phases", {}))
+        before = math.fsum(own.values()) - row["seconds"]  # a process that started while the server did other things
+        if before > 0 and "start" in own:
+            own["start"] = max(own["start"] - before, 0.0)
+        phases.update(own)
         everyone.update(row.get("client_seconds", {}))
     whole = math.fsum(phases.values())
     if not whole:
@@ -354,7 +360,8 @@ def seconds(run: Run) -> str:
     whole_rounds = math.fsum(row["seconds"] for row in run.rounds)
     text = (
         f"<p>{plural(len(run.rounds), 'round')} took {seconds_text(whole_rounds)}. A client's seconds are those of the "
-        "one that took longest in its round; the last column adds up all clients, who may train at the same time.</p>"
+        "one that took longest in its round, without what it did before; the last column adds up all clients, who may "
+        "train at the same time.</p>"
     )
     return text + table(("phase", "time", "share", "", "a round", "all clients together"), lines)
 

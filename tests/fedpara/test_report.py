@@ -235,6 +235,15 @@ def test_a_comparison_may_be_the_page_alone(tmp_path):
     assert titles(check((tmp_path / "out" / "page.html").read_text())) == {"methods", "curves", "front", "runs"}
 
 
+def test_a_process_that_started_before_its_round_does_not_count(tmp_path):
+    run = write_run(tmp_path / "run", rounds=1)
+    row = run.rounds[0]
+    row["phases"] = {"start": 500.0, **row["phases"], "wait": 0.0}
+    assert row["seconds"] - sum(row["phases"].values()) == -490.0
+    outline = Outline(sections.seconds(run))
+    assert "client starts its process 10 s 13.2 %" in outline.text
+
+
 def test_a_runs_summary_names_versions(tmp_path):
     run = write_run(tmp_path / "run")
     summary = json.loads((run.folder / "summary.json").read_text())

@@ -53,13 +53,13 @@ def _pictures(model: Knitter, test: Taken, said: Tensor) -> dict[str, list[tuple
     rows = {}
     for number, place in enumerate(chosen, start=1):
         photograph = scaled(test.photographs[place : place + 1])
-        pictures = {"photograph": photograph[0, 0]}
+        pictures = {"photograph": test.photographs[place] / 255}
         if model.refiner is not None:
             with torch.no_grad():
-                pictures["refined"] = model.refined(photograph)[0, 0]
+                pictures["refined"] = (model.refined(photograph)[0, 0] + 1) / 2
         pictures |= {
             "read": _colours(said[place]),
-            "drawn from it": render(said[place : place + 1])[0],
+            "drawn from it": render(said[place : place + 1])[0] / 255,
             "true": _colours(true[place]),
             "wrong": (said[place] == true[place]).float(),
         }
