@@ -191,13 +191,15 @@ SERVER_ONLY = frozenset(
 def read_recipe(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> Recipe:
     """A recipe from a TOML file or its table.
 
-    Overrides go by key (``rounds``), by path (``training.lr``) or by a name that one section has (``lr``).
+    Overrides go by key (``rounds``), by path (``training.lr``) or by a name that one section has (``lr``). A Python
+    file named in a TOML file (``own.py``, ``own.py:function``) is looked for beside it, then in the current folder.
 
     Raises:
         ConfigError: the file is missing or not TOML, a key is unknown, a value is not allowed.
     """
-    table = dict(source) if isinstance(source, Mapping) else load_toml(Path(source))
-    table = normalise(table)
+    table = (
+        normalise(source) if isinstance(source, Mapping) else _beside(normalise(load_toml(Path(source))), Path(source))
+    )
     task_name = str((overrides or {}).get("task") or table.get("task") or Recipe.task)
     options_type = _options_type(task_name)
     for key, value in normalise(dict(overrides or {})).items():
@@ -234,6 +236,17 @@ def load_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"cannot read the recipe {path}: {error.strerror or error}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
+
+
+def _beside(value: Any, recipe: Path) -> Any:
+    """A recipe's values, Python files that lie beside its file named by their whole path: runs may go on elsewhere."""
+    if isinstance(value, dict):
+        return {key: _beside(item, recipe) for key, item in value.items()}
+    if not isinstance(value, str):
+        return value
+    name, colon, function = value.partition(".py:")
+    file = recipe.resolve().parent / (f"{name}.py" if colon else value)
+    return f"{file}{colon and ':'}{function}" if file.suffix == ".py" and file.is_file() else value
 
 
 def normalise(table: Mapping[str, Any]) -> dict[str, Any]:

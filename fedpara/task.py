@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import cached
 
 from .config import Recipe, Training, nearest
-from .errors import ConfigError, DataError
+from .errors import ConfigError, DataError, whereabouts
 
 Batch = tuple[Tensor, ...]
 
@@ -247,7 +247,13 @@ def _load_file(path: Path) -> type[Task]:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        where = "" if isinstance(error, SyntaxError) else f" ({whereabouts(error)})"  # which says so itself
+        raise ConfigError(
+            f"{path} cannot be loaded: {type(error).__name__}: {error}{where}; correct it there"
+        ) from error
     new = [cls for name, cls in _TASKS.items() if before.get(name) is not cls]
     if not new:
         raise ConfigError(f"{path} registers no task: put @fedpara.register_task(...) above a subclass of fedpara.Task")
@@ -260,6 +266,8 @@ def build_task(recipe: Recipe, *, data_dir: str | None = None) -> Task:
     from .config import build
 
     cls = load_task(recipe.task)
+    if missing := getattr(cls, "__abstractmethods__", None):
+        raise ConfigError(f"task '{recipe.task}' is unfinished: define {', '.join(sorted(missing))} in {cls.__name__}")
     options = build(cls.Options, recipe.options, "")
     return cls(options, data_dir=recipe.data_dir if data_dir is None else data_dir, seed=recipe.seed)
 
