@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import cached
 
 from .config import Recipe, Training, nearest
-from .errors import ConfigError, DataError, whereabouts
+from .errors import ConfigError, DataError
+from .extras import import_file
 
 Batch = tuple[Tensor, ...]
 
@@ -242,18 +241,7 @@ def _load_file(path: Path) -> type[Task]:
     if not path.is_file():
         raise ConfigError(f"no task file at {path}: give the path of a Python file with a class under @register_task")
     before = dict(_TASKS)
-    spec = importlib.util.spec_from_file_location(f"fedpara_task_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        where = "" if isinstance(error, SyntaxError) else f" ({whereabouts(error)})"  # which says so itself
-        raise ConfigError(
-            f"{path} cannot be loaded: {type(error).__name__}: {error}{where}; correct it there"
-        ) from error
+    import_file(path)
     new = [cls for name, cls in _TASKS.items() if before.get(name) is not cls]
     if not new:
         raise ConfigError(f"{path} registers no task: put @fedpara.register_task(...) above a subclass of fedpara.Task")
