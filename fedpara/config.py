@@ -117,7 +117,9 @@ class Recipe:
     differences: bool = setting(True, "send a client the difference to what it is known to hold, where that is smaller")
     first_broadcast: str = setting("seed", "the first model goes as a seed or as weights", choices=("seed", "weights"))
     strategy: str = setting(
-        "fedavg", "the federated optimiser: fedavg, fedavgm, fedprox, scaffold, feddyn, fedadam, fedyogi, fedadagrad"
+        "fedavg",
+        "the federated optimiser: fedavg, fedavgm, fedprox, scaffold, feddyn, fedadam, fedyogi, fedadagrad, or "
+        "FILE.py:CLASS",
     )
     averaging: str = setting(
         "factors",
@@ -151,9 +153,10 @@ class Recipe:
             )
         if any(not 0 <= share <= 1 for share in self.rank_shares) or (self.rank_shares and not any(self.rank_shares)):
             raise ConfigError(f"rank_shares = {list(self.rank_shares)}: shares are from 0 (left out) to 1, not all 0")
+        own = ":" in self.strategy  # may take any of them
         for item in dataclasses.fields(self.optimiser):
             users = item.metadata["of"]
-            if getattr(self.optimiser, item.name) != item.default and self.strategy not in users:
+            if getattr(self.optimiser, item.name) != item.default and self.strategy not in users and not own:
                 raise ConfigError(
                     f"{item.name} is for strategy = {' or '.join(users)}, and the recipe has '{self.strategy}': "
                     f"leave {item.name} out, or change the strategy"

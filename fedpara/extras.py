@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from .config import nearest
 from .errors import ConfigError, whereabouts
 
 
@@ -58,3 +59,26 @@ def import_file(path: Path) -> ModuleType:
             f"{path} cannot be loaded: {type(error).__name__}: {error}{where}; correct it there"
         ) from error
     return module
+
+
+def own(source: str) -> Any:
+    """What ``file.py:name`` or ``package.module:name`` names; a module may lie in the current folder.
+
+    Raises:
+        ConfigError: there is no such file, module or name, or it cannot be loaded.
+    """
+    place, _, name = source.rpartition(":")
+    if place.endswith(".py"):
+        module = import_file(Path(place))
+    else:
+        if "" not in sys.path:
+            sys.path.append("")
+        try:
+            module = import_module(place)
+        except ImportError as error:
+            raise ConfigError(
+                f"'{source}': {error}; expected FILE.py:NAME, or MODULE:NAME of what is installed"
+            ) from None
+    if not hasattr(module, name):
+        raise ConfigError(f"'{source}': no '{name}' in {place}{nearest(name, vars(module))}")
+    return getattr(module, name)

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Callable
-from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from ..config import nearest
 from ..errors import ConfigError, whereabouts
-from ..extras import import_file, named, optional
+from ..extras import named, optional, own
 from .cnn import CNN
 from .lstm import LSTM
 from .mlp import MLP
@@ -88,22 +85,16 @@ def _timm(name: str, sizes: dict[str, Any]) -> nn.Module:
 def own_model(source: str, **sizes: Any) -> nn.Module:
     """The model that ``net.py:make`` or ``package.module:make`` gives: a function or class, or a module itself.
 
-    It is called with those of ``sizes`` (num_classes, in_channels, image_size as (height, width)) that it takes. A
-    module may lie in the current folder.
+    It is called with those of ``sizes`` (num_classes, in_channels, image_size as (height, width)) that it takes.
 
     Raises:
         ConfigError: there is no such thing, it fails, or what it gives is no torch.nn.Module.
     """
-    place, _, name = source.rpartition(":")
+    made = own(source)
     try:
-        if "" not in sys.path:
-            sys.path.append("")
-        made = getattr(import_file(Path(place)) if place.endswith(".py") else import_module(place), name)
         if callable(made) and not isinstance(made, nn.Module):
             takes = inspect.signature(made).parameters
             made = made(**{key: size for key, size in sizes.items() if key in takes})
-    except ConfigError:
-        raise
     except Exception as error:  # the user's own code
         raise ConfigError(f"no model from {source}: {type(error).__name__}: {error} ({whereabouts(error)})") from error
     if not isinstance(made, nn.Module):

@@ -253,11 +253,11 @@ def test_a_model_of_ones_own_gets_the_sizes_that_it_takes(tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     assert type(build_model("mine:Net", **sizes)).__name__ == "Net"
     for name, message in {
-        "mine.py:Nett": "no model from mine.py:Nett: AttributeError.*Nett",
+        "mine.py:Nett": r"no 'Nett' in mine\.py \(did you mean 'Net'",
         "mine.py:seven": "gives a int, expected a torch.nn.Module",
         "mine.py:broken": r"NameError.*nothing.*mine\.py:15",
         "none.py:Net": r"no Python file at none\.py",
-        "nowhere_at_all:Net": "ModuleNotFoundError",
+        "nowhere_at_all:Net": "No module named 'nowhere_at_all'",
         "resnet19": "did you mean 'resnet18'",
     }.items():
         with pytest.raises(fp.ConfigError, match=message):
