@@ -201,7 +201,7 @@ def read_recipe(source: str | Path | Mapping[str, Any], overrides: Mapping[str, 
         ConfigError: the file is missing or not TOML, a key is unknown, a value is not allowed.
     """
     table = (
-        normalise(source) if isinstance(source, Mapping) else _beside(normalise(load_toml(Path(source))), Path(source))
+        normalise(source) if isinstance(source, Mapping) else beside(normalise(load_toml(Path(source))), Path(source))
     )
     task_name = str((overrides or {}).get("task") or table.get("task") or Recipe.task)
     options_type = _options_type(task_name)
@@ -241,15 +241,19 @@ def load_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
 
 
-def _beside(value: Any, recipe: Path) -> Any:
-    """A recipe's values, Python files that lie beside its file named by their whole path: runs may go on elsewhere."""
+def beside(value: Any, recipe: Path) -> Any:
+    """The values of a recipe's file; Python files that lie beside it, or in the working folder, get their whole path.
+
+    So a run knows its task, its model and its strategy wherever it is looked at from.
+    """
     if isinstance(value, dict):
-        return {key: _beside(item, recipe) for key, item in value.items()}
-    if not isinstance(value, str):
+        return {key: beside(item, recipe) for key, item in value.items()}
+    if not isinstance(value, str) or ".py" not in value:
         return value
     name, colon, function = value.partition(".py:")
-    file = recipe.resolve().parent / (f"{name}.py" if colon else value)
-    return f"{file}{colon and ':'}{function}" if file.suffix == ".py" and file.is_file() else value
+    file = Path(f"{name}.py" if colon else value).expanduser()
+    found = next((place.resolve() for place in (recipe.parent / file, file) if place.is_file()), None)
+    return f"{found}{':' if colon else ''}{function}" if found and file.suffix == ".py" else value
 
 
 def normalise(table: Mapping[str, Any]) -> dict[str, Any]:
