@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import typing
+from pathlib import Path
 
 from click.testing import CliRunner
 
@@ -16,7 +17,7 @@ MARK = re.compile(r"^<!-- here: (\w+)(?: (\w+))? -->$", re.MULTILINE)
 
 def on_page_markdown(markdown, **_):
     """MkDocs calls this for every page: `<!-- here: keys training -->` becomes what `keys("training")` gives."""
-    makers = {"commands": commands, "keys": keys, "recipes": built_in}
+    makers = {"commands": commands, "keys": keys, "recipes": built_in, "matrix": matrix}
     return MARK.sub(lambda mark: makers[mark[1]](*filter(None, mark.groups()[1:])), markdown)
 
 
@@ -75,3 +76,17 @@ def built_in():
     """A table of the recipes that come along."""
     rows = [f"| `{name}` | {load_toml(path)['description']} |" for name, path in recipes().items()]
     return "\n".join(["| recipe | |", "|---|---|", *rows])
+
+
+def matrix():
+    """The arrows of the architecture page as a table: who imports whom."""
+    text = (Path(__file__).parent / "architecture.md").read_text(encoding="utf-8").split("```text")[1].split("```")[0]
+    rows = dict(map(str.strip, line.split("→")) for line in text.splitlines() if line.strip())
+    ends = {start: {end.strip() for end in named.split(",")} for start, named in rows.items()}
+    names = [*ends, *sorted(set().union(*ends.values()) - ends.keys())]
+    head = "| | " + " | ".join(str(place + 1) for place in range(len(names))) + " |"
+    lines = [
+        f"| {place + 1} `{name}` | " + " | ".join("●" if other in ends.get(name, ()) else "" for other in names) + " |"
+        for place, name in enumerate(names)
+    ]
+    return "\n".join([head, "|---" * (len(names) + 1) + "|", *lines])
