@@ -24,7 +24,7 @@ def imported(name, known):
     file = known[name]
     tree = ast.parse(file.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
-        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+        if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
             node.body = []
     package = name if file.name == "__init__.py" else name.rpartition(".")[0]
     found = set()
