@@ -109,17 +109,17 @@ def load_torchvision(spec: str, roots: Sequence[Path], size: _Size = None) -> Im
     kind = getattr(library, name, None) if name in library.__all__ else None
     if kind is None:
         raise ConfigError(f"torchvision has no data set '{name}'{nearest(name, library.__all__)}")
-    takes = inspect.signature(kind).parameters
-    if "download" in takes:
-        arguments.setdefault("download", True)
+    takes = _parameters(kind)
+    defaults = {"download": True, "root": str(roots[0])}
+    arguments = {key: value for key, value in defaults.items() if key in takes} | arguments
     try:
         if "train" in takes:
-            parts = [kind(str(roots[0]), train=train, **arguments) for train in (True, False)]
+            parts = [kind(train=train, **arguments) for train in (True, False)]
         elif "split" in takes and "split" not in arguments:
             first = "trainval" if "trainval" in str(takes["split"].annotation) else "train"
-            parts = [kind(str(roots[0]), split=split, **arguments) for split in (first, "test")]
+            parts = [kind(split=split, **arguments) for split in (first, "test")]
         else:
-            parts = [kind(str(roots[0]), **arguments)]
+            parts = [kind(**arguments)]
         read = [_pairs(part, size, f"torchvision:{name}") for part in parts]
     except DataError:
         raise
@@ -130,6 +130,17 @@ def load_torchvision(spec: str, roots: Sequence[Path], size: _Size = None) -> Im
         ) from error
     classes = tuple(getattr(parts[0], "classes", range(int(read[0].labels.max()) + 1)))
     return _whole(read[0], read[1] if len(read) > 1 else None, tuple(map(str, classes)), f"torchvision:{name}")
+
+
+def _parameters(kind: type) -> dict[str, inspect.Parameter]:
+    """What a class takes, with what it hands on to those that it is made from."""
+    found: dict[str, inspect.Parameter] = {}
+    for cls in kind.__mro__[:-1]:
+        own = inspect.signature(cls).parameters
+        found = {**own, **found}
+        if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in own.values()):
+            break
+    return found
 
 
 def _pairs(examples: Any, size: _Size, name: str) -> Split:

@@ -1,5 +1,6 @@
 """Data sets, partitioners and models of other libraries, and what is said where they are not installed."""
 
+import gzip
 import sys
 
 import numpy as np
@@ -214,6 +215,16 @@ def test_torchvisions_data_sets_are_read(tmp_path):
     with pytest.raises(fp.DataError, match="'torchvision:KMNIST' cannot be loaded"):
         load_dataset("torchvision:KMNIST:download=false", folder=tmp_path)
     assert hasattr(tv, "KMNIST")
+
+
+def test_torchvisions_mnist_is_ours(real_data, tmp_path):
+    library("torchvision.datasets")
+    (tmp_path / "MNIST" / "raw").mkdir(parents=True)
+    for file in (real_data / "MNIST" / "raw").glob("*.gz"):  # torchvision reads them unpacked
+        (tmp_path / "MNIST" / "raw" / file.stem).write_bytes(gzip.decompress(file.read_bytes()))
+    theirs, ours = load_dataset("torchvision:MNIST", folder=tmp_path), load_dataset("mnist", folder=real_data)
+    assert torch.equal(theirs.test.images, ours.test.images)
+    assert torch.equal(theirs.train.labels, ours.train.labels)
 
 
 def test_timms_models_take_classes_channels_and_sizes():
