@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fedpara.config import Optimiser, Recipe
 from fedpara.errors import ConfigError
+from fedpara.extras import own
 
 State = dict[str, Tensor]
 
@@ -134,5 +135,9 @@ METHODS: dict[str, type[Method]] = {"fedprox": FedProx, "feddyn": FedDyn, "scaff
 
 
 def build_method(recipe: Recipe, trained: Mapping[str, nn.Parameter], kept: State, control: State) -> Method:
-    """The client's half of the recipe's strategy; plain local training where it has none."""
-    return METHODS.get(recipe.strategy, Method)(trained, kept, control, recipe.optimiser)
+    """The client's half of the recipe's strategy; plain local training where it has none.
+
+    One's own strategy names it as the attribute ``method`` of its class.
+    """
+    kind = getattr(own(recipe.strategy), "method", Method) if ":" in recipe.strategy else METHODS.get(recipe.strategy)
+    return (kind or Method)(trained, kept, control, recipe.optimiser)

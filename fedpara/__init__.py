@@ -41,6 +41,8 @@ _HOME = {
 __all__ = ["__version__", *_HOME]  # noqa: PLE0604
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from .codec import Codec as Codec
     from .codec import codec as codec
     from .config import Recipe as Recipe
@@ -69,18 +71,29 @@ if TYPE_CHECKING:
     from .task import load_task as load_task
     from .task import register_task as register_task
 
+    def simulate(
+        recipe: str | Path | Recipe,
+        *,
+        folder: str | Path | None = None,
+        resume: bool = False,
+        observer: Any = None,
+        **overrides: Any,
+    ) -> Run: ...
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'fedpara' has no attribute '{name}'")
-    if name == "simulate":
-        from .app import load
 
-        value = load("simulations.local").simulate
-    else:
-        value = getattr(import_module(f".{_HOME[name]}", __name__), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # to whom any name would then be known
+
+    def __getattr__(name: str) -> Any:
+        if name not in _HOME:
+            raise AttributeError(f"module 'fedpara' has no attribute '{name}'")
+        if name == "simulate":
+            from .app import load
+
+            value = load("simulations.local").simulate
+        else:
+            value = getattr(import_module(f".{_HOME[name]}", __name__), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

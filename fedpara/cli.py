@@ -163,7 +163,8 @@ def tasks() -> None:
 def size(recipe: str, spec: str | None, classes: int, **keys: Any) -> None:
     """Show what a model costs to send, layer by layer.
 
-    RECIPE is a recipe, or a built-in model's name (vgg16, resnet18, cnn, 2nn), or module:function that returns a model.
+    RECIPE is a recipe, or a built-in model's name (vgg16, resnet18, cnn, 2nn), or one's own:
+    net.py:function or module:function that returns a model.
     """
     from .cost import size as size_of
 
@@ -178,7 +179,7 @@ def _model(source: str, classes: int, overrides: dict[str, Any]) -> tuple[Any, s
     """A parametrized model and the codec it is sent with, from what a user names."""
     from .app import find_recipe
     from .config import read_recipe
-    from .models import MODELS, build_model
+    from .models import MODELS, build_model, own_model
     from .task import build_model as recipe_model
     from .task import build_task, parametrize_as
 
@@ -189,26 +190,8 @@ def _model(source: str, classes: int, overrides: dict[str, Any]) -> tuple[Any, s
     if source in MODELS:
         model = build_model(source, num_classes=classes, in_channels=3, image_size=32)
     else:
-        model = _imported(source)
+        model = own_model(source, num_classes=classes, in_channels=3, image_size=(32, 32))
     return parametrize_as(model, recipe), recipe.uplink
-
-
-def _imported(source: str) -> Any:
-    """The model that ``module:function`` returns; the module may lie in the current folder."""
-    from importlib import import_module
-
-    from torch import nn
-
-    module, _, name = source.partition(":")
-    sys.path.insert(0, "")
-    try:
-        made = getattr(import_module(module), name)
-        model = made() if callable(made) and not isinstance(made, nn.Module) else made
-    except (ImportError, AttributeError, TypeError) as error:
-        raise click.UsageError(f"cannot get a model from {source}: {error}") from None
-    if not isinstance(model, nn.Module):
-        raise click.UsageError(f"{source} gives a {type(model).__name__}, expected a torch.nn.Module")
-    return model
 
 
 EPILOG_COMPARE = """\b

@@ -117,7 +117,9 @@ class Recipe:
     differences: bool = setting(True, "send a client the difference to what it is known to hold, where that is smaller")
     first_broadcast: str = setting("seed", "the first model goes as a seed or as weights", choices=("seed", "weights"))
     strategy: str = setting(
-        "fedavg", "the federated optimiser: fedavg, fedavgm, fedprox, scaffold, feddyn, fedadam, fedyogi, fedadagrad"
+        "fedavg",
+        "the federated optimiser: fedavg, fedavgm, fedprox, scaffold, feddyn, fedadam, fedyogi, fedadagrad, or "
+        "FILE.py:CLASS",
     )
     averaging: str = setting(
         "factors",
@@ -151,9 +153,10 @@ class Recipe:
             )
         if any(not 0 <= share <= 1 for share in self.rank_shares) or (self.rank_shares and not any(self.rank_shares)):
             raise ConfigError(f"rank_shares = {list(self.rank_shares)}: shares are from 0 (left out) to 1, not all 0")
+        own = ":" in self.strategy  # may take any of them
         for item in dataclasses.fields(self.optimiser):
             users = item.metadata["of"]
-            if getattr(self.optimiser, item.name) != item.default and self.strategy not in users:
+            if getattr(self.optimiser, item.name) != item.default and self.strategy not in users and not own:
                 raise ConfigError(
                     f"{item.name} is for strategy = {' or '.join(users)}, and the recipe has '{self.strategy}': "
                     f"leave {item.name} out, or change the strategy"
@@ -191,13 +194,15 @@ SERVER_ONLY = frozenset(
 def read_recipe(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> Recipe:
     """A recipe from a TOML file or its table.
 
-    Overrides go by key (``rounds``), by path (``training.lr``) or by a name that one section has (``lr``).
+    Overrides go by key (``rounds``), by path (``training.lr``) or by a name that one section has (``lr``). A Python
+    file named in a TOML file (``own.py``, ``own.py:function``) is looked for beside it, then in the current folder.
 
     Raises:
         ConfigError: the file is missing or not TOML, a key is unknown, a value is not allowed.
     """
-    table = dict(source) if isinstance(source, Mapping) else load_toml(Path(source))
-    table = normalise(table)
+    table = (
+        normalise(source) if isinstance(source, Mapping) else beside(normalise(load_toml(Path(source))), Path(source))
+    )
     task_name = str((overrides or {}).get("task") or table.get("task") or Recipe.task)
     options_type = _options_type(task_name)
     for key, value in normalise(dict(overrides or {})).items():
@@ -234,6 +239,21 @@ def load_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"cannot read the recipe {path}: {error.strerror or error}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
+
+
+def beside(value: Any, recipe: Path) -> Any:
+    """The values of a recipe's file; Python files that lie beside it, or in the working folder, get their whole path.
+
+    So a run knows its task, its model and its strategy wherever it is looked at from.
+    """
+    if isinstance(value, dict):
+        return {key: beside(item, recipe) for key, item in value.items()}
+    if not isinstance(value, str) or ".py" not in value:
+        return value
+    name, colon, function = value.partition(".py:")
+    file = Path(f"{name}.py" if colon else value).expanduser()
+    found = next((place.resolve() for place in (recipe.parent / file, file) if place.is_file()), None)
+    return f"{found}{':' if colon else ''}{function}" if found and file.suffix == ".py" else value
 
 
 def normalise(table: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +16,7 @@ from torch.nn.utils.parametrize import cached
 from .chart import Chart
 from .config import Recipe, Training, nearest
 from .errors import ConfigError, DataError
+from .extras import import_file
 
 Batch = tuple[Tensor, ...]
 
@@ -257,12 +256,7 @@ def _load_file(path: Path) -> type[Task]:
     if not path.is_file():
         raise ConfigError(f"no task file at {path}: give the path of a Python file with a class under @register_task")
     before = dict(_TASKS)
-    spec = importlib.util.spec_from_file_location(f"fedpara_task_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    import_file(path)
     new = [cls for name, cls in _TASKS.items() if before.get(name) is not cls]
     if not new:
         raise ConfigError(f"{path} registers no task: put @fedpara.register_task(...) above a subclass of fedpara.Task")
@@ -275,6 +269,8 @@ def build_task(recipe: Recipe, *, data_dir: str | None = None) -> Task:
     from .config import build
 
     cls = load_task(recipe.task)
+    if missing := getattr(cls, "__abstractmethods__", None):
+        raise ConfigError(f"task '{recipe.task}' is unfinished: define {', '.join(sorted(missing))} in {cls.__name__}")
     options = build(cls.Options, recipe.options, "")
     return cls(options, data_dir=recipe.data_dir if data_dir is None else data_dir, seed=recipe.seed)
 

@@ -273,6 +273,9 @@ def local_grid(recipe: Recipe, state_dir: Path, task: Task | None = None) -> Ite
             "threads": recipe.threads,
         }
         population = (task or build_task(recipe)).population(recipe.clients)
+        if not population:
+            where = f"data_dir = '{recipe.data_dir}'" if recipe.data_dir else "data_dir, which is not given"
+            raise ConfigError(f"task '{recipe.task}' finds no clients: its population() is empty; look at {where}")
         grid = LocalGrid(population, node_config, workers, recipe.task)
         yield grid
     finally:

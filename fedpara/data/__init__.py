@@ -1,6 +1,7 @@
 """Data sets in their official layouts, how clients share them, and synthetic variants of a client's own images."""
 
 from .augment import Augmentation, augment
+from .flower import flower_partition
 from .holdings import Holdings, holdings
 from .images import ImageData, Split
 from .partition import (
@@ -32,6 +33,7 @@ __all__ = [
     "Spec",
     "Split",
     "augment",
+    "flower_partition",
     "holdings",
     "load_dataset",
     "partition",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,6 +13,9 @@ from torch import Tensor
 from ..errors import DataError
 from .digits import stratified_split
 from .images import ImageData, Split
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 _SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 # By name, because Pillow would otherwise try every format it knows on a file, some through other programs.
@@ -122,19 +126,30 @@ def read_image(path: Path, channels: int, size: tuple[int, int] | None = None) -
     Raises:
         DataError: the file is no image that can be read.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     try:
         with Image.open(path, formats=_FORMATS) as source:
-            image: Image.Image = ImageOps.exif_transpose(source)
-            if image.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion clips at 255
-                image = Image.fromarray((np.asarray(image).clip(0, 65535) // 256).astype(np.uint8))
-            image = image.convert("L" if channels == 1 else "RGB")
-            if size is not None:
-                image = ImageOps.fit(image, size[::-1], Image.Resampling.BILINEAR)
-            pixels = np.array(image, np.uint8)
+            return as_pixels(source, channels, size)
     except Exception as error:  # as above
         raise _unreadable(path, error) from error
+
+
+def as_pixels(source: Image.Image, channels: int | None, size: tuple[int, int] | None = None) -> Tensor:
+    """A picture of Pillow, turned as its EXIF says, as uint8 (channels, H, W); its middle scaled to size (H, W).
+
+    Without ``channels`` it has one where it is grey, else three.
+    """
+    from PIL import Image, ImageOps
+
+    channels = channels or (1 if source.mode in _GREY_MODES else 3)
+    image: Image.Image = ImageOps.exif_transpose(source)
+    if image.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion clips at 255
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 256).astype(np.uint8))
+    image = image.convert("L" if channels == 1 else "RGB")
+    if size is not None:
+        image = ImageOps.fit(image, size[::-1], Image.Resampling.BILINEAR)
+    pixels = np.array(image, np.uint8)
     return torch.from_numpy(pixels.reshape(*pixels.shape[:2], channels)).permute(2, 0, 1)
 
 

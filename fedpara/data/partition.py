@@ -126,7 +126,7 @@ def partition(split: Split, spec: Spec, *, clients: int | None = None, seed: int
 
     clients: how many; None, for `ByOwner` only, means all owners. Raises ConfigError.
     """
-    rng = _generator(seed, "partition")
+    rng = generator(seed, "partition")
     if isinstance(spec, ByOwner):
         return _by_owner(split, spec, clients, rng)
     labels = split.labels.numpy()
@@ -145,7 +145,7 @@ def partition(split: Split, spec: Spec, *, clients: int | None = None, seed: int
             owner = _shards(labels, spec.shards, clients, rng)
         case LabelsPerClient():
             owner = _labels(labels, spec.labels, clients, rng)
-    return _collect(owner, tuple(f"client-{i:04d}" for i in range(clients)))
+    return collect(owner, tuple(f"client-{i:04d}" for i in range(clients)))
 
 
 def split_holdout(indices: _Ints, share: float, seed: int, client: str) -> tuple[_Ints, _Ints]:
@@ -158,21 +158,23 @@ def split_holdout(indices: _Ints, share: float, seed: int, client: str) -> tuple
         raise ConfigError(f"holdout is {share}; it must be at least 0 and below 1, such as 0.2")
     if len(indices) == 0:
         raise ConfigError(f"{client} has no examples; every client needs one to train on")
-    shuffled = indices[_permutation(len(indices), _generator(seed, "holdout", client))]
+    shuffled = indices[permutation(len(indices), generator(seed, "holdout", client))]
     held = min(max(round(share * len(indices)), 1), len(indices) - 1) if share > 0 else 0
     return np.sort(shuffled[held:]), np.sort(shuffled[:held])
 
 
-def _generator(seed: int, *purpose: str) -> np.random.Generator:
+def generator(seed: int, *purpose: str) -> np.random.Generator:
+    """A generator of its own for a purpose."""
     return np.random.Generator(np.random.PCG64(derive(seed, *purpose)))
 
 
-def _permutation(n: int, rng: np.random.Generator) -> _Ints:
+def permutation(n: int, rng: np.random.Generator) -> _Ints:
+    """0 … n - 1 in random order."""
     # By sorting raw bits, which numpy promises never to change; it does not promise that for Generator.permutation.
     return np.argsort(rng.bit_generator.random_raw(n), kind="stable").astype(np.int64)
 
 
-def _collect(owner: _Ints, names: tuple[str, ...]) -> Partition:
+def collect(owner: _Ints, names: tuple[str, ...]) -> Partition:
     """The partition that gives example i to client owner[i], or to nobody where that is -1."""
     held = np.flatnonzero(owner >= 0)
     order = held[np.argsort(owner[held], kind="stable")]
@@ -188,7 +190,7 @@ def _evenly(n: int, parts: int) -> _Ints:
 
 def _iid(n: int, clients: int, rng: np.random.Generator) -> _Ints:
     owner = np.empty(n, np.int64)
-    owner[_permutation(n, rng)] = _evenly(n, clients)
+    owner[permutation(n, rng)] = _evenly(n, clients)
     return owner
 
 
@@ -198,10 +200,10 @@ def _shards(labels: _Ints, shards: int, clients: int, rng: np.random.Generator) 
         raise ConfigError(
             f"{clients:,} clients x {shards} shards are more than the {n:,} examples; use fewer clients or fewer shards"
         )
-    shuffled = _permutation(n, rng)
+    shuffled = permutation(n, rng)
     by_label = shuffled[np.argsort(labels[shuffled], kind="stable")]
     owner = np.empty(n, np.int64)
-    owner[by_label] = (_permutation(pieces, rng) // shards)[_evenly(n, pieces)]
+    owner[by_label] = (permutation(pieces, rng) // shards)[_evenly(n, pieces)]
     return owner
 
 
@@ -213,10 +215,10 @@ def _by_owner(split: Split, spec: ByOwner, clients: int | None, rng: np.random.G
         clients = len(owners)
     if not 1 <= clients <= len(owners):
         raise ConfigError(f"clients is {clients}; the data has {len(owners):,} owners, so 1 to {len(owners):,} clients")
-    chosen = np.sort(_permutation(len(owners), rng)[:clients])
+    chosen = np.sort(permutation(len(owners), rng)[:clients])
     position = np.full(len(owners), -1, np.int64)
     position[chosen] = np.arange(clients)
-    return _collect(position[of_example], tuple(f"{spec.prefix}-{owner:04d}" for owner in owners[chosen].tolist()))
+    return collect(position[of_example], tuple(f"{spec.prefix}-{owner:04d}" for owner in owners[chosen].tolist()))
 
 
 def _dirichlet(labels: _Ints, spec: Dirichlet, clients: int, rng: np.random.Generator) -> _Ints:
@@ -226,7 +228,7 @@ def _dirichlet(labels: _Ints, spec: Dirichlet, clients: int, rng: np.random.Gene
             f"{clients:,} clients with {spec.min_size} examples or more need {needed:,}; there are {len(labels):,}. "
             "Use fewer clients or a smaller min_size"
         )
-    shuffled = _permutation(len(labels), rng)
+    shuffled = permutation(len(labels), rng)
     by_label = shuffled[np.argsort(labels[shuffled], kind="stable")]
     counts = np.unique(labels, return_counts=True)[1].tolist()
     owner = np.empty(len(labels), np.int64)
@@ -281,11 +283,11 @@ def _top_up(owner: _Ints, sizes: _Ints, min_size: int, rng: np.random.Generator)
             low = level
         else:
             high = level - 1
-    shuffled = _permutation(len(owner), rng)
+    shuffled = permutation(len(owner), rng)
     by_client = shuffled[np.argsort(owner[shuffled], kind="stable")]
     rank = np.arange(len(owner)) - (np.cumsum(sizes) - sizes)[owner[by_client]]
     surplus = by_client[rank >= low]
-    taken = surplus[_permutation(len(surplus), rng)[: missing.sum()]]
+    taken = surplus[permutation(len(surplus), rng)[: missing.sum()]]
     owner = owner.copy()
     owner[taken] = np.repeat(np.arange(len(sizes)), missing)
     return owner
@@ -311,7 +313,7 @@ def _labels(labels: _Ints, each: int, clients: int, rng: np.random.Generator) ->
             f"class {present[short[0]]} has {counts[short[0]]} examples for {holding[short[0]]} clients; "
             "use fewer clients or fewer labels"
         )
-    shuffled = _permutation(len(labels), rng)
+    shuffled = permutation(len(labels), rng)
     by_label = shuffled[np.argsort(label[shuffled], kind="stable")]
     shares = [_evenly(n, k) for n, k in zip(counts.tolist(), holding.tolist(), strict=True)]
     starts = np.cumsum(holding) - holding
@@ -327,8 +329,8 @@ def _deal(classes: int, each: int, clients: int, rng: np.random.Generator) -> _I
     of the classes, for `each` random shifts, so that the block holds every class `each` times.
     """
     blocks = -(-clients // classes)
-    orders = np.stack([_permutation(classes, rng) for _ in range(blocks)])
-    shifts = np.stack([_permutation(classes, rng)[:each] for _ in range(blocks)])
+    orders = np.stack([permutation(classes, rng) for _ in range(blocks)])
+    shifts = np.stack([permutation(classes, rng)[:each] for _ in range(blocks)])
     places = np.arange(classes)[None, :, None] + shifts[:, None, :]
     rest = clients % classes
     if rest:  # an unfilled block is dealt in turn, which covers all classes that it can

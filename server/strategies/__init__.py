@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fedpara.config import Recipe, nearest
 from fedpara.errors import ConfigError
+from fedpara.extras import own
 
 from .adaptive import FedAdagrad, FedAdam, FedYogi
 from .base import CohortMean, Strategy
@@ -30,8 +31,17 @@ STRATEGIES: dict[str, type[Strategy]] = {
 
 
 def build_strategy(recipe: Recipe, trained: Mapping[str, Tensor]) -> Strategy:
-    """The recipe's strategy for these parameters. Raises ConfigError for an unknown name."""
+    """The recipe's strategy for these parameters: by its name, or one's own as ``file.py:Class`` or ``module:Class``.
+
+    Raises:
+        ConfigError: there is none of that name, or what is named is none.
+    """
+    if ":" in recipe.strategy:
+        kind = own(recipe.strategy)
+        if not (isinstance(kind, type) and issubclass(kind, Strategy)):
+            raise ConfigError(f"strategy = '{recipe.strategy}' is not a subclass of server.strategies.Strategy")
+        return kind(recipe.optimiser, trained)
     if recipe.strategy not in STRATEGIES:
-        known = ", ".join(STRATEGIES)
+        known = f"{', '.join(STRATEGIES)} or FILE.py:CLASS"
         raise ConfigError(f"strategy = '{recipe.strategy}' is not one of {known}{nearest(recipe.strategy, STRATEGIES)}")
     return STRATEGIES[recipe.strategy](recipe.optimiser, trained)

@@ -87,6 +87,41 @@ def test_a_file_without_a_task_and_a_file_that_is_not_there(tmp_path):
         fp.load_task(str(tmp_path / "none.py"))
 
 
+def test_a_task_file_is_found_beside_its_recipe_from_wherever_it_is_run(tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "line.py").write_text(OWN)
+    (tmp_path / "mine" / "recipe.toml").write_text('task = "line.py"\n[line]\nwidth = 7\n')
+    monkeypatch.chdir(tmp_path)
+    recipe = read_recipe("mine/recipe.toml")
+    assert recipe.task == str(tmp_path / "mine" / "line.py")
+    assert recipe.options == {"width": 7}
+    (tmp_path / "other.toml").write_text('task = "mine/line.py"\n')
+    assert read_recipe("other.toml").task == str(tmp_path / "mine" / "line.py")
+    with pytest.raises(fp.ConfigError, match=r"no task file at line\.py"):
+        read_recipe({"task": "line.py"})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("import torch\n", "import torchh\n"), r"line\.py cannot be loaded: ModuleNotFoundError.*torchh.*line\.py:5"),
+        (("def loss(self", "def loss(self,,"), r"line\.py cannot be loaded: SyntaxError.*line\.py, line"),
+        (("def loss", "def lost"), r"unfinished: define loss in Line"),
+    ],
+)
+def test_a_mistake_in_a_task_file_is_one_line_that_names_it(tmp_path, change, message):
+    (tmp_path / "line.py").write_text(OWN.replace(*change))
+    with pytest.raises(fp.ConfigError, match=message):
+        build_task(read_recipe({"task": str(tmp_path / "line.py")}))
+
+
+def test_a_task_that_finds_no_clients_says_where_it_looked(tmp_path):
+    (tmp_path / "line.py").write_text(OWN.replace("for i in range(clients)]", "for i in range(0)]"))
+    recipe = read_recipe({"task": str(tmp_path / "line.py"), "gamma": 0.5, "data_dir": "nowhere", "workers": 1})
+    with pytest.raises(fp.ConfigError, match=r"finds no clients.*data_dir = 'nowhere'"):
+        fp.simulate(recipe, folder=tmp_path / "run", observer=Silent())
+
+
 def test_the_model_depends_on_the_seed_alone():
     recipe = read_recipe({"gamma": 0.1}, {"seed": 3})
     task = build_task(recipe)

@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedpara.checkpoint import replace_file
-from fedpara.config import setting
+from fedpara.config import nearest, setting
 from fedpara.data import (
     IID,
+    PARTITIONS,
     Augmentation,
     ByOwner,
     Dirichlet,
@@ -27,13 +28,14 @@ from fedpara.data import (
     Shards,
     Spec,
     augment,
+    flower_partition,
     holdings,
     load_dataset,
     partition,
     split_holdout,
 )
 from fedpara.data.folder import image_files, read_image
-from fedpara.errors import DataError
+from fedpara.errors import ConfigError, DataError
 from fedpara.models import build_model
 from fedpara.seeds import generator_for
 from fedpara.task import Batch, ClientData, Examples, Metrics, Task, TensorExamples, register_task
@@ -68,21 +70,34 @@ STRONG = Augmentation(shift=3, rotate=30, scale=0.25, shear=20, elastic=1.0)
 class Options:
     """The recipe's [classification] table."""
 
-    dataset: str = setting("digits", "digits, mnist, fashion-mnist, mnist-writers, cifar10, cifar100 or folder")
-    image_size: int = setting(0, "side that images of a folder are resized to; 0: as they are", low=0)
-    model: str = setting("cnn", "2nn, cnn, vgg8, vgg16 or resnet18")
+    dataset: str = setting(
+        "digits",
+        "digits, mnist, fashion-mnist, mnist-writers, cifar10, cifar100, folder, hf:NAME or torchvision:NAME",
+    )
+    image_size: int = setting(0, "side that images of a folder, hf: or torchvision: are resized to; 0: as is", low=0)
+    columns: tuple[str, ...] = setting((), "of hf: data: image, label and owner; empty: told from their types")
+    model: str = setting("cnn", "2nn, cnn, vgg8, vgg16, resnet18, timm:NAME, or FILE.py:FUNCTION that returns one")
     norm: str = setting(
         "", "normalisation of cnn or resnet18; empty: its default", choices=("", "none", "group", "batch")
     )
     hidden: int = setting(0, "hidden units of cnn; 0: its default", low=0)
     width: int = setting(0, "channels of the first stage of a vgg or resnet18; 0: 64, as published", low=0)
-    partition: str = setting("iid", "who gets what", choices=("iid", "dirichlet", "labels", "shards", "owner"))
+    partition: str = setting(
+        "iid", "who gets what: iid, dirichlet, labels, shards, owner, or flwr:NAME:ARGUMENTS of Flower Datasets"
+    )
     alpha: float = setting(0.5, "concentration of the Dirichlet partition: small is uneven", above=0)
     labels: int = setting(2, "labels a client of the labels partition, shards of the shards partition", low=1)
     fraction: float = setting(1.0, "share of each client's training examples that it uses", above=0, high=1)
     holdout: float = setting(0.1, "share of a client's examples on which it judges the global model", low=0, high=0.9)
     augment: Augmentation = field(default_factory=Augmentation)
     semi: Semi = field(default_factory=Semi)
+
+    def __post_init__(self) -> None:
+        if self.partition not in PARTITIONS and not self.partition.startswith("flwr:"):
+            known = (*PARTITIONS, "flwr:NAME")
+            raise ConfigError(
+                f"partition = '{self.partition}' is not one of {', '.join(known)}{nearest(self.partition, known)}"
+            )
 
 
 @dataclass(frozen=True)
@@ -130,7 +145,12 @@ class Classification(Task):
     def images(self) -> ImageData:
         """The data set, read once for each process."""
         folder = Path(self.data_dir).expanduser() if self.data_dir else None
-        return load_dataset(self.options.dataset, folder=folder, image_size=self.options.image_size or None)
+        return load_dataset(
+            self.options.dataset,
+            folder=folder,
+            image_size=self.options.image_size or None,
+            columns=self.options.columns,
+        )
 
     @lru_cache(maxsize=4)  # noqa: B019  as below
     def scale(self, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -152,6 +172,9 @@ class Classification(Task):
     @lru_cache(maxsize=2)  # noqa: B019  a task lives as long as its process
     def split(self, clients: int) -> Partition:
         """Who holds which training examples."""
+        kind, _, spec = self.options.partition.partition(":")
+        if kind == "flwr":
+            return flower_partition(self.images.train, spec, clients=clients, seed=self.seed)
         specs: dict[str, Spec] = {
             "iid": IID(),
             "dirichlet": Dirichlet(self.options.alpha),
