@@ -34,7 +34,8 @@ from fedpara.task import Metrics, build_task
 
 from .tables import grids, main
 
-METHODS = ("FedPara", "dense", "without residual network", "each camera alone", "black box")
+METHODS = ("FedPara", "dense", "without D_θ", "without E_θ", "each camera alone", "black box")
+MEASURES = ("psnr", "psnr_darker", "psnr_clipped", "psnr_brighter", "response_rmse")
 TRAINED = (("memorial0063.png", "memorial0066.png"), ("memorial0063.png", "memorial0065.png"))
 STEPS = 600  # that a black box trains on two photographs
 
@@ -44,18 +45,21 @@ def built_in(output: Path, data_dir: str) -> list[Entry]:
     grid = read_grid(grids("camera")["built-in"])
     entries = run_grid(grid, output / "built-in", data_dir=data_dir)
     values = {method: [entry.run for entry in entries if entry.method == method] for method in METHODS}
-    print("\nPSNR in dB of exposures held out; darker ones are told from clipped photographs\n")
-    print(_row(["method", "all", "darker", "brighter", "response RMSE", *(f"seed {seed}" for seed in grid.seeds)]))
-    print(_row(["---"] * (5 + len(grid.seeds))))
+    print(
+        "\nPSNR in dB of exposures held out; darker ones are told from clipped photographs, the clipped values apart\n"
+    )
+    seeds = [f"seed {seed}" for seed in grid.seeds]
+    heads = ["method", "all", "darker", "clipped", "brighter", "response RMSE", *seeds]
+    print(_row(heads))
+    print(_row(["---"] * len(heads)))
     for method, runs in values.items():
-        names = ("psnr", "psnr_darker", "psnr_brighter", "response_rmse")
-        columns = [[run.rounds[-1].get(f"client_{name}") for run in runs] for name in names]
+        columns = [[run.rounds[-1].get(f"client_{name}") for run in runs] for name in MEASURES]
         print(_row([method, *(_spread(column) for column in columns), *(f"{value:.2f}" for value in columns[0])]))
     alone = [physics_alone(run) for run in values["FedPara"]]
-    columns = [[own[name] for own in alone] for name in ("psnr", "psnr_darker", "psnr_brighter", "response_rmse")]
-    seeds = (f"{value:.2f}" for value in columns[0])
-    print(_row(["FedPara's cameras, no network", *(_spread(column) for column in columns), *seeds]))
-    print(_row(["gamma 2.2", *_gamma(values["FedPara"]), "–", *["–"] * len(grid.seeds)]))
+    columns = [[own[name] for own in alone] for name in MEASURES]
+    found = (f"{value:.2f}" for value in columns[0])
+    print(_row(["FedPara's cameras, no network", *(_spread(column) for column in columns), *found]))
+    print(_row(["gamma 2.2", *_gamma(values["FedPara"]), *["–"] * len(grid.seeds)]))
     print("\nCamera by camera, FedPara less each alone, dB\n")
     for entry, alone in zip(values["FedPara"], values["each camera alone"], strict=True):
         own, other = ({row["client"]: row["psnr"] for row in run.clients} for run in (entry, alone))
@@ -77,7 +81,7 @@ def physics_alone(run: Run) -> Mapping[str, float]:
 
 
 def _gamma(runs: Sequence[Run]) -> list[str]:
-    """Gamma scaling of the same photographs: all, darker, brighter."""
+    """Gamma scaling of the same photographs, in the order of MEASURES."""
     rows: list[list[float]] = []
     for run in runs:
         task = build_task(run.recipe)
@@ -85,7 +89,8 @@ def _gamma(runs: Sequence[Run]) -> list[str]:
         found = [(wanted.exposure, _plain(given, wanted)) for own in held for given, wanted in own.pairs]
         parts = [[v for _, v in found], [v for e, v in found if e < 0], [v for e, v in found if e > 0]]
         rows.append([statistics.fmean(part) for part in parts])
-    return [_spread(column) for column in zip(*rows, strict=True)]
+    whole, darker, brighter = (_spread(column) for column in zip(*rows, strict=True))
+    return [whole, darker, "–", brighter, "–"]
 
 
 def _plain(given: Photograph, wanted: Photograph) -> float:

@@ -22,7 +22,7 @@ from .files import clients as cameras_of
 from .files import read_camera
 from .image_formation import View, trusted
 from .network import BlackBox, SelfCalibrating
-from .predict import predict, psnr, shown_error
+from .predict import predict, psnr, shown, shown_error
 from .scenes import Camera, built_in
 from .synthetic import reexposed
 from .use import radiance_map, retake_photograph
@@ -36,7 +36,9 @@ class Options:
         "built-in", "built-in: simulated cameras; folder: CLIENT/scenes/SCENE/*.jpg", choices=("built-in", "folder")
     )
     constraint: str = setting("camera", "what stands between the networks", choices=("camera", "none"))
-    residual: bool = setting(True, "whether a residual network corrects what the camera forms")
+    networks: str = setting(
+        "both", "which networks stand beside the camera", choices=("both", "radiance", "residual", "none")
+    )
     width: int = setting(64, "channels of the networks' context", low=4)
     table: int = setting(16, "photographs whose exposure and white balance a camera calibrates one by one", low=1)
     size: int = setting(384, "longer side in pixels that photographs of a folder are brought to for training", low=64)
@@ -83,7 +85,7 @@ class Cameras(Task):
     def model(self) -> nn.Module:
         if self.options.constraint == "none":
             return BlackBox(self.options.width)
-        return SelfCalibrating(self.options.table, self.options.width, self.options.residual)
+        return SelfCalibrating(self.options.table, self.options.width, self.options.networks)
 
     @property
     def folder(self) -> Path:
@@ -158,11 +160,13 @@ class Cameras(Task):
     def evaluate(self, model: nn.Module, examples: Examples, device: torch.device) -> Metrics:
         """Mean PSNR in dB of exposures held out: of scenes that were never trained on, where there are any.
 
-        Apart where they are darker (told from clipped photographs) and brighter, and for the scenes trained on.
+        Apart where they are darker (told from clipped photographs) and brighter, of darker ones over the values alone
+        that were clipped in what is given, and for the scenes trained on.
         """
         assert isinstance(examples, HeldOut)
         unseen = any(given.row < 0 for given, _ in examples.pairs)
-        found: dict[str, list[float]] = {"psnr": [], "psnr_darker": [], "psnr_brighter": [], "psnr_own": [], "loss": []}
+        found: dict[str, list[float]] = {"psnr": [], "psnr_darker": [], "psnr_brighter": []}
+        found |= {"psnr_clipped": [], "psnr_own": [], "loss": []}
         for given, wanted in examples.pairs:
             picture = predict(model, given, wanted.exposure - given.exposure, device)
             error = shown_error(picture, given, wanted)
@@ -170,7 +174,11 @@ class Cameras(Task):
                 found["psnr_own"].append(psnr(error))
             if given.row < 0 or not unseen:
                 found["psnr"].append(psnr(error))
-                found["psnr_darker" if wanted.exposure < given.exposure else "psnr_brighter"].append(psnr(error))
+                darker = wanted.exposure < given.exposure
+                found["psnr_darker" if darker else "psnr_brighter"].append(psnr(error))
+                clipped = shown(given.pixels, given, wanted) >= CLIPPED
+                if darker and clipped.any():
+                    found["psnr_clipped"].append(psnr(error[clipped]))
             found["loss"].append(float(error.mean()))
         values = {name: sum(own) / len(own) for name, own in found.items() if own}
         if "response" in examples.truth and isinstance(model, SelfCalibrating):
@@ -217,6 +225,7 @@ class Cameras(Task):
 
 
 MOST_SHOWN = 8  # cameras in the report
+CLIPPED = 254  # of 255, from which a value says no more than that there was more light
 
 
 def _mean(squared_error: Tensor, weight: Tensor) -> Tensor:

@@ -67,15 +67,16 @@ class SelfCalibrating(nn.Module):
     Args:
         photographs: how many the camera can calibrate one by one.
         width: channels of the context.
-        residual: whether D_θ is there.
+        networks: which stand beside the camera: "both", "radiance" (E_θ), "residual" (D_θ) or "none".
     """
 
     CONTEXT, HEAD = 24, 32
 
-    def __init__(self, photographs: int = 16, width: int = 64, residual: bool = True) -> None:
+    def __init__(self, photographs: int = 16, width: int = 64, networks: str = "both") -> None:
         super().__init__()
         self.context = Context(FEATURES, width, self.CONTEXT)
-        self.radiance = pixelwise(self.CONTEXT + FEATURES, self.HEAD)
+        radiance, residual = (networks in ("both", name) for name in ("radiance", "residual"))
+        self.radiance = pixelwise(self.CONTEXT + FEATURES, self.HEAD) if radiance else None
         self.residual = pixelwise(self.CONTEXT + FEATURES + 6, self.HEAD) if residual else None
         self.camera = CameraLayer(photographs)
 
@@ -93,6 +94,8 @@ class SelfCalibrating(nn.Module):
         log_radiance = self.camera.develop(pixels, view)
         seen = features(pixels, log_radiance + view.log_gain)
         seen = torch.cat([seen, self.context(seen)], 1)
+        if self.radiance is None:
+            return log_radiance, torch.zeros_like(log_radiance), seen
         gate = 0.1 + 0.9 * (1 - trusted(pixels))
         return log_radiance, gate * self.radiance(seen), seen
 

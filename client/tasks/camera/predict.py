@@ -74,9 +74,13 @@ def develop(model: SelfCalibrating, given: Photograph, device: torch.device | st
 
 def shown_error(picture: Tensor, given: Photograph, wanted: Photograph) -> Tensor:
     """Squared errors (3, N) of a picture, over the pixels that both photographs show."""
-    error = (picture - wanted.pixels.float() / 255).square().flatten(1)
+    return shown((picture - wanted.pixels.float() / 255).square(), given, wanted)
+
+
+def shown(picture: Tensor, given: Photograph, wanted: Photograph) -> Tensor:
+    """Of a picture (3, H, W) the pixels that both photographs show, (3, N)."""
     valid = [photo.valid.flatten() for photo in (given, wanted) if photo.valid is not None]
-    return error[:, torch.stack(valid).all(0)] if valid else error
+    return picture.flatten(1)[:, torch.stack(valid).all(0)] if valid else picture.flatten(1)
 
 
 def psnr(squared_error: Tensor) -> float:

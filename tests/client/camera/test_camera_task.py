@@ -227,7 +227,7 @@ def test_only_what_is_shared_travels(tmp_path, monkeypatch):
 def test_a_simulation_judges_exposures_outside_and_knows_the_true_response(run):
     row = run.rounds[-1]
     assert run.summary["measure"] == "client_psnr"
-    assert {"client_psnr_darker", "client_psnr_brighter", "client_response_rmse"} <= row.keys()
+    assert {"client_psnr_darker", "client_psnr_brighter", "client_psnr_clipped", "client_response_rmse"} <= row.keys()
     assert row["client_psnr"] > run.rounds[0]["client_psnr"]
     assert len(run.clients) == 2
 
@@ -239,7 +239,10 @@ def test_two_workers_give_the_same_bits(run, tmp_path):
     assert all(torch.equal(both[0][name], both[1][name]) for name in both[0])
 
 
-@pytest.mark.parametrize("changes", [{"constraint": "none"}, {"residual": False}, {"parametrization": "none"}])
+@pytest.mark.parametrize(
+    "changes",
+    [{"constraint": "none"}, {"networks": "radiance"}, {"networks": "residual"}, {"parametrization": "none"}],
+)
 def test_every_variant_trains_and_learns(tmp_path, changes):
     result = fp.simulate(recipe(rounds=2, **changes), folder=tmp_path / "run", observer=Silent())
     assert result.rounds[-1]["train_loss"] < result.rounds[0]["train_loss"]
