@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 PATIENCE = 5.0  # seconds that threads have to end after the program itself
 LOOK = 0.5  # seconds between two looks for the supervisor
@@ -32,25 +33,34 @@ def main() -> None:
         code = leaving.code
         raise
     finally:
-        _leave_later(code if isinstance(code, int) else int(code is not None))
+        _later(os._exit, code if isinstance(code, int) else int(code is not None))
 
 
 def _end_with(parent: int) -> None:
-    """Ask this process to end once its supervisor is gone: killed, it could not do so itself.
+    """Ask this process and what it started to end once its supervisor is gone: killed, it could not do so itself.
 
-    A SuperNode that stayed would keep its port and its place at the server from the one that is started next.
+    A SuperNode that stayed would keep its port and its place at the server from the one that is started next; a
+    ClientApp would go on looking for its SuperNode, and complain.
     """
     while os.getppid() == parent:
         time.sleep(LOOK)
-    _leave_later(1)
-    os.kill(os.getpid(), signal.SIGTERM)
+    _later(_end_group, signal.SIGKILL)
+    _end_group(signal.SIGTERM)
 
 
-def _leave_later(code: int) -> None:
-    """End the process, whatever its threads are at, once they had their time."""
-    leave = threading.Timer(PATIENCE, os._exit, (code,))
-    leave.daemon = True
-    leave.start()
+def _end_group(number: int) -> None:
+    """Signal the group that a supervisor starts this process in; where there is none, this process."""
+    if os.getpgrp() == os.getpid():
+        os.killpg(os.getpid(), number)
+    else:
+        os.kill(os.getpid(), number)
+
+
+def _later(act: Callable[[int], object], argument: int) -> None:
+    """Do it once the process's threads had their time to end."""
+    waiting = threading.Timer(PATIENCE, act, (argument,))
+    waiting.daemon = True
+    waiting.start()
 
 
 if __name__ == "__main__":

@@ -76,9 +76,10 @@ class Campaign:
         """How often `deploy run` went on after the training had ended."""
         return self.loop.log("run").count("going on")
 
-    def tracebacks(self) -> list[str]:
-        """Programs of ours that showed one to whoever started them."""
-        return [name for name in (*self.loop.names, "server", "run") if "Traceback" in self.loop.log(name)]
+    def tracebacks(self) -> dict[str, str]:
+        """What programs of ours showed of them to whoever started them."""
+        logs = {name: self.loop.log(name) for name in (*self.loop.names, "server", "run")}
+        return {name: log[place : place + 4000] for name, log in logs.items() if (place := log.find("Traceback")) >= 0}
 
     def wire(self) -> Wire:
         return self.wires[self.victim]
@@ -428,6 +429,9 @@ def possible(fault: Fault, campaign: Campaign) -> bool:
 
 def compare(folder: Path, federations: list[Federation]) -> None:
     """Each federation's model beside that of the undisturbed run."""
+    for own in federations:
+        for name, text in own.campaign.tracebacks().items():
+            print(f"a traceback of '{name}':\n{text}", file=sys.stderr)
     longest = max(federations, key=lambda federation: federation.rounds).campaign.loop.server / "recipe.toml"
     recipe = read_recipe(longest, {"deadline": 3600.0})  # as long as it takes, beside whatever else runs here
     alone = fp.simulate(recipe, folder=folder / "alone", observer=LiveTable(Console(quiet=True))).rounds

@@ -56,6 +56,26 @@ def test_it_ends_with_a_supervisor_that_was_killed(tmp_path, deaf):
         time.sleep(0.1)
 
 
+def test_what_it_started_ends_with_a_supervisor_that_was_killed(tmp_path):
+    script, told = tmp_path / "program", tmp_path / "told"
+    script.write_text(
+        "import pathlib, subprocess, sys, time\n"
+        "app = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(300)'])\n"
+        f"pathlib.Path({str(told)!r}).write_text(str(app.pid))\n"
+        "time.sleep(300)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", SUPERVISOR, str(script)], stdout=subprocess.PIPE) as supervisor:
+        child = int(supervisor.stdout.readline())
+        end = time.monotonic() + 60
+        while not told.is_file() or not told.read_text():
+            assert time.monotonic() < end, "it was not started"
+            time.sleep(0.1)
+        supervisor.send_signal(signal.SIGKILL)
+    while running(child) or running(int(told.read_text())):
+        assert time.monotonic() < end, "it stayed"
+        time.sleep(0.1)
+
+
 def running(pid):
     try:
         os.kill(pid, 0)
