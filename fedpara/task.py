@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import cached
 
 from .config import Recipe, Training, nearest
-from .errors import ConfigError, DataError
+from .errors import ConfigError, DataError, whereabouts
 
 Batch = tuple[Tensor, ...]
 
@@ -210,7 +210,8 @@ def task_names() -> list[str]:
 
     from .app import builtin_tasks
 
-    return sorted({*_TASKS, *builtin_tasks(), *(point.name for point in entry_points(group="fedpara.tasks"))})
+    registered = {name for name in _TASKS if not name.endswith(".py")}
+    return sorted({*registered, *builtin_tasks(), *(point.name for point in entry_points(group="fedpara.tasks"))})
 
 
 def load_task(name: str) -> type[Task]:
@@ -247,7 +248,16 @@ def _load_file(path: Path) -> type[Task]:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever the user's own file raises
+        del sys.modules[spec.name]
+        _TASKS.clear()
+        _TASKS.update(before)
+        where = "" if isinstance(error, SyntaxError) else f", at {whereabouts(error)}"  # which says so itself
+        raise ConfigError(
+            f"the task's file {path} cannot be imported: {type(error).__name__}: {error}{where}: mend it there"
+        ) from error
     new = [cls for name, cls in _TASKS.items() if before.get(name) is not cls]
     if not new:
         raise ConfigError(f"{path} registers no task: put @fedpara.register_task(...) above a subclass of fedpara.Task")
@@ -260,6 +270,8 @@ def build_task(recipe: Recipe, *, data_dir: str | None = None) -> Task:
     from .config import build
 
     cls = load_task(recipe.task)
+    if missing := sorted(cls.__abstractmethods__):
+        raise ConfigError(f"task '{recipe.task}': its class {cls.__name__} lacks {', '.join(missing)}: define them")
     options = build(cls.Options, recipe.options, "")
     return cls(options, data_dir=recipe.data_dir if data_dir is None else data_dir, seed=recipe.seed)
 
