@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import tomllib
 import types
 import typing
@@ -18,6 +19,7 @@ from .errors import ConfigError
 T = TypeVar("T")
 
 _RIVALS = {"gamma": "ratio", "ratio": "gamma"}
+LOGGERS = ("tensorboard", "mlflow", "wandb")
 PARAMETRIZATIONS = ("none", "fedpara", "pfedpara", "lowrank")
 
 
@@ -134,8 +136,13 @@ class Recipe:
     deadline: float = setting(3600.0, "seconds that a round waits for replies", above=0)
     data_dir: str = setting("", "folder of the data sets; empty: $FEDPARA_DATA, then the cache")
     device: str = setting("cpu", "cpu, cuda, cuda:N or auto")
-    threads: int = setting(1, "threads a client computes with; one gives the same bits in every runtime", low=1)
+    threads: int = setting(
+        1, "threads a client computes with; one gives the same bits in every runtime", low=1, high=1024
+    )
     workers: int = setting(0, "processes that train clients in a simulation; 0: one a core", low=0)
+    logger: tuple[str, ...] = setting(
+        (), "where the rounds are logged beside the run's folder: tensorboard, mlflow, wandb", choices=LOGGERS
+    )
     training: Training = field(default_factory=Training)
     optimiser: Optimiser = field(default_factory=Optimiser)
     options: Mapping[str, Any] = field(default_factory=dict)  # the task's own table, checked by the task
@@ -186,6 +193,7 @@ SERVER_ONLY = frozenset(
         "data_dir",
         "device",
         "workers",
+        "logger",
         "downlink",
     ]
 )
@@ -200,10 +208,15 @@ def read_recipe(source: str | Path | Mapping[str, Any], overrides: Mapping[str, 
     Raises:
         ConfigError: the file is missing or not TOML, a key is unknown, a value is not allowed.
     """
-    table = (
-        normalise(source) if isinstance(source, Mapping) else beside(normalise(load_toml(Path(source))), Path(source))
-    )
-    task_name = str((overrides or {}).get("task") or table.get("task") or Recipe.task)
+    table = normalise(source) if isinstance(source, Mapping) else normalise(load_toml(Path(source)))
+    if not isinstance(source, Mapping):
+        table = beside(table, Path(source))
+    if str((overrides or {}).get("task", "")).endswith(".py"):
+        overrides = {**(overrides or {}), "task": str(Path(str((overrides or {})["task"])).expanduser().resolve())}
+    before = str(table.get("task") or Recipe.task)
+    task_name = str((overrides or {}).get("task") or before)
+    if task_name != before:  # the other task's keys are not this one's
+        table.pop(task_table(before), None)
     options_type = _options_type(task_name)
     for key, value in normalise(dict(overrides or {})).items():
         _override(table, key, value, task_name, options_type)
@@ -338,14 +351,17 @@ def _from_text(kind: type, text: str, path: str) -> Any:
 
 def _check_limits(value: Any, path: str, limits: Mapping[str, Any]) -> None:
     low, high, above, choices = (limits.get(key) for key in ("low", "high", "above", "choices"))
-    if choices and value not in choices:
-        raise ConfigError(f"{path} = {value!r} is not one of {', '.join(choices)}{nearest(str(value), choices)}")
+    for word in value if isinstance(value, tuple) else [value]:
+        if choices and word not in choices:
+            raise ConfigError(f"{path} = {word!r} is not one of {', '.join(choices)}{nearest(str(word), choices)}")
     if isinstance(value, str | bool | tuple):
         return
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{path} = {value!r} is no finite number")
     bounds = [f"> {above}" if above is not None else "", f">= {low}" if low is not None else ""]
     bounds += [f"<= {high}" if high is not None else ""]
     inside = (above is None or value > above) and (low is None or value >= low) and (high is None or value <= high)
-    if not inside:  # also where the value is not a number
+    if not inside:
         raise ConfigError(f"{path} = {value!r} is outside its range: {' and '.join(b for b in bounds if b)}")
 
 

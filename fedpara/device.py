@@ -6,13 +6,14 @@ import os
 
 import torch
 
-from .errors import DeviceError
+from .errors import ConfigError, DeviceError
 
 
 def find_device(name: str) -> torch.device:
     """The device of this name: ``cpu``, ``cuda``, ``cuda:1``, ``mps``, or ``auto`` for the best one here.
 
     Raises:
+        ConfigError: a word that names no device.
         DeviceError: no such device on this machine.
     """
     if name == "auto":
@@ -20,9 +21,9 @@ def find_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise DeviceError(f"device = '{name}' is no device: use one of {_available()}, or auto") from None
+        raise ConfigError(f"device = '{name}' is no device: use one of {_available()}, or auto") from None
     if str(device.type) not in ("cpu", "cuda", "mps"):
-        raise DeviceError(f"device = '{name}' is not supported: use one of {_available()}, or auto")
+        raise ConfigError(f"device = '{name}' is not supported: use one of {_available()}, or auto")
     missing = device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()
     if missing or (device.type == "mps" and not torch.backends.mps.is_available()):
         raise DeviceError(f"device = '{name}' is not on this machine: use one of {_available()}, or auto")

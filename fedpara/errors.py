@@ -7,11 +7,11 @@ from pathlib import Path
 
 
 class FedparaError(Exception):
-    """Base of every error raised on purpose by this package. The command line prints it on one line, exit code 2."""
+    """Base of every error raised on purpose by this package. The command line prints it on one line, exit code 1."""
 
 
 class ConfigError(FedparaError, ValueError):
-    """A recipe, an option or an argument holds a value that is not allowed."""
+    """A recipe, an option or an argument holds a value that is not allowed. Exit code 2 of the command line."""
 
 
 class DataError(FedparaError):
@@ -36,6 +36,19 @@ class CheckpointError(FedparaError):
 
 class FederationError(FedparaError):
     """A federation that cannot go on (no clients, none that answered)."""
+
+
+class InterruptedRunError(KeyboardInterrupt):
+    """A federation that was stopped with Ctrl-C: after a round, or at once. Its folder can be resumed.
+
+    Args:
+        message: what was stopped where, and how it goes on.
+        where: the first part of it alone.
+    """
+
+    def __init__(self, message: str, where: str = "") -> None:
+        super().__init__(message)
+        self.where = where or message
 
 
 def whereabouts(error: BaseException) -> str:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import multiprocessing.forkserver
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing.context import BaseContext
 
 
@@ -16,5 +20,19 @@ def start() -> BaseContext:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["fedpara.worker_imports"])
-    multiprocessing.forkserver.ensure_running()
+    with _unstopped():
+        multiprocessing.forkserver.ensure_running()
     return context
+
+
+@contextmanager
+def _unstopped() -> Iterator[None]:
+    """What is started meanwhile does not hear of Ctrl-C, not even while it imports: its parent decides."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

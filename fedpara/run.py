@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tomli_w
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -24,6 +25,13 @@ if TYPE_CHECKING:
     from .task import Task
 
 Row = dict[str, Any]
+ROUNDS = "rounds.jsonl"
+
+
+def fresh_name(recipe: Recipe) -> str:
+    """A name for a new run's folder: RECIPE-DATE-TIME, of characters that any disk takes and no path is made of."""
+    letters = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in recipe.name)
+    return f"{letters.strip('.')[:80] or 'run'}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 class Run:
@@ -57,7 +65,7 @@ class Run:
     @cached_property
     def rounds(self) -> list[Row]:
         """One row a round."""
-        return read_rows(self.folder / "rounds.jsonl")
+        return read_rows(self.folder / ROUNDS)
 
     @cached_property
     def ledger(self) -> Ledger:
@@ -68,7 +76,13 @@ class Run:
     def summary(self) -> Mapping[str, Any]:
         """Figures of the whole run; empty while it is unfinished."""
         file = self.folder / "summary.json"
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        try:
+            found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            raise CheckpointError(f"{file} is damaged: remove it, and resume the run: the last round writes it anew")
+        return found
 
     @cached_property
     def clients(self) -> list[Row]:
@@ -91,7 +105,7 @@ class Run:
         Of a ``client`` that was simulated in this folder: joined with what this client kept to itself.
 
         Raises:
-            CheckpointError: the run has not finished a round.
+            CheckpointError: the run has not finished a round, or its files are damaged.
             ConfigError: the folder holds nothing of this client.
         """
         from .parametrize import merge_
@@ -100,7 +114,13 @@ class Run:
 
         if not client and (self.folder / "model.safetensors").is_file():
             model = build_model(self.recipe, self.task, parametrization="none")
-            model.load_state_dict(load_file(self.folder / "model.safetensors"))
+            try:
+                model.load_state_dict(load_file(self.folder / "model.safetensors"))
+            except (OSError, RuntimeError, SafetensorError) as error:
+                raise CheckpointError(
+                    f"{self.folder / 'model.safetensors'} is not this run's model ({error}): restore it, or remove it: "
+                    "then the last checkpoint is taken"
+                ) from None
             return model.eval()
         state = checkpoint.load(self.folder / "checkpoint")
         if state is None:
@@ -153,7 +173,7 @@ class RunWriter:
         (folder / "summary.json").unlink(missing_ok=True)
         self.start = checkpoint.load(folder / "checkpoint") if resume else None
         done = self.start.round if self.start else 0
-        self.rows = [row for row in read_rows(folder / "rounds.jsonl") if row["round"] <= done] if existing else []
+        self.rows = [row for row in read_rows(folder / ROUNDS) if row["round"] <= done] if existing else []
         checkpoint.replace_file(folder / "rounds.jsonl", _lines(self.rows))
         ledger_file = folder / "ledger.jsonl"
         self.ledger = Ledger.load(ledger_file, until_round=done) if existing and ledger_file.is_file() else Ledger()
@@ -163,7 +183,7 @@ class RunWriter:
         self.rows.append(row)
         with checkpoint.writing(self.folder / "ledger.jsonl"):
             self.ledger.append_to(self.folder / "ledger.jsonl")
-        with checkpoint.writing(self.folder / "rounds.jsonl"), (self.folder / "rounds.jsonl").open("ab") as file:
+        with checkpoint.writing(self.folder / ROUNDS), (self.folder / ROUNDS).open("ab") as file:
             file.write(_lines([row]))
         checkpoint.save(self.folder / "checkpoint", state)
 
@@ -193,13 +213,21 @@ def versions() -> dict[str, str]:
 
 
 def read_rows(file: Path) -> list[Row]:
-    """Rows of a JSON-lines file. A line that was cut off, by a kill or a full disk, is left out."""
+    """Rows of a JSON-lines file. A line that was cut off, by a kill or a full disk, is left out.
+
+    Raises:
+        CheckpointError: the file holds something else.
+    """
     if not file.is_file():
         return []
     rows = []
     for line in file.read_text(encoding="utf-8").splitlines():
         with suppress(ValueError):
             rows.append(json.loads(line))
+    if not all(isinstance(row, dict) for row in rows) or (
+        file.name == ROUNDS and any("round" not in row for row in rows)
+    ):
+        raise CheckpointError(f"{file} holds lines that are no rows of a run: restore it from a copy")
     return rows
 
 

@@ -224,7 +224,8 @@ def task_names() -> list[str]:
 
     from .app import builtin_tasks
 
-    return sorted({*_TASKS, *builtin_tasks(), *(point.name for point in entry_points(group="fedpara.tasks"))})
+    registered = {name for name in _TASKS if not name.endswith(".py")}
+    return sorted({*registered, *builtin_tasks(), *(point.name for point in entry_points(group="fedpara.tasks"))})
 
 
 def load_task(name: str) -> type[Task]:

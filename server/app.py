@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +17,8 @@ from fedpara.app import find_recipe
 from fedpara.config import Recipe, read_recipe
 from fedpara.errors import ConfigError
 from fedpara.live import LiveTable
+from fedpara.loggers import observed
+from fedpara.run import fresh_name
 
 from .federation import Federation
 
@@ -31,9 +32,11 @@ def main(grid: Grid, context: Context) -> None:
     config = context.run_config
     recipe = configured_recipe(config)
     folder = Path(str(config.get("folder") or new_folder(recipe)))
-    observer = LiveTable(Console(force_terminal=False, width=110))
-    federation = Federation(grid, recipe, folder, observer, resume=bool(config.get("resume")))
-    run = federation.run()
+    observer = observed(recipe, folder, LiveTable(Console(force_terminal=False, width=110)))
+    try:
+        run = Federation(grid, recipe, folder, observer, resume=bool(config.get("resume"))).run()
+    finally:
+        observer.close()
     log.info("report: %s", report.write(run))
 
 
@@ -57,4 +60,4 @@ def configured_recipe(config: Mapping[str, Any]) -> Recipe:
 
 def new_folder(recipe: Recipe) -> Path:
     """A folder in the home directory: the ServerApp's own working directory belongs to Flower."""
-    return Path.home() / "fedpara-runs" / f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return Path.home() / "fedpara-runs" / fresh_name(recipe)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import multiprocessing.connection
+import signal
 import sys
 import time
 import types
@@ -27,11 +28,13 @@ from fedpara.config import Recipe, read_recipe
 from fedpara.device import cores, find_device
 from fedpara.errors import ConfigError, whereabouts
 from fedpara.live import LiveTable
-from fedpara.run import Run
+from fedpara.loggers import observed
+from fedpara.run import Run, fresh_name
 from fedpara.task import Task, build_task, load_task
 from server.federation import Federation, Observer
 
 from . import lane
+from .interrupt import stoppable
 
 RUN_ID, SERVER_NODE = 1, 1
 NEWCOMER = 2**20  # longer than any client has ever taken
@@ -238,6 +241,7 @@ def _without_main() -> Iterator[None]:
 
 def _work(connection: Connection, preload: str) -> None:
     """A worker's life: a message in, a reply out, until the pipe closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of a terminal; the server decides
     torch.set_num_threads(1)
     _identify()
     load_task(preload)
@@ -308,11 +312,14 @@ def simulate(
         recipe: a built-in name, a TOML file, a run's folder or a Recipe.
         folder: where the run is written; a new one under ``runs/`` by default.
         resume: continue the run in ``folder`` after its last finished round.
-        observer: told what happens; the live table by default.
+        observer: told what happens; the live table by default. The recipe's loggers are told too.
         overrides: any key of the recipe, by its path or by its name.
+
+    Ctrl-C in the main thread finishes the round first; a second one stops at once.
 
     Raises:
         FedparaError: what was asked for is not possible; the message says what to change.
+        InterruptedRunError: Ctrl-C; the message says how to go on. A KeyboardInterrupt.
     """
     if not isinstance(recipe, Recipe):
         if resume and folder is None and Path(recipe).is_dir():
@@ -322,17 +329,18 @@ def simulate(
         raise ConfigError("a Recipe takes no overrides: use dataclasses.replace")
     folder = Path(folder) if folder else new_folder(recipe)
     code_hash()  # now, before anyone edits a file: replies carry the workers' own
-    watching = observer or LiveTable()
+    watching = observed(recipe, folder, observer or LiveTable())
     try:
-        task = build_task(recipe)
-        with local_grid(recipe, folder / "clients", task) as grid:
-            return Federation(grid, recipe, folder, watching, resume=resume, task=task).run()
+        with stoppable(watching, folder) as patient:
+            task = build_task(recipe)
+            with local_grid(recipe, folder / "clients", task) as grid:
+                return Federation(grid, recipe, folder, patient, resume=resume, task=task).run()
     finally:
         watching.close()
 
 
 def new_folder(recipe: Recipe) -> Path:
     """runs/<recipe>-<date>-<time>, with a number behind it where that exists."""
-    name = f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    name = fresh_name(recipe)
     candidates = (Path("runs") / (f"{name}-{n}" if n else name) for n in range(1000))
     return next(path for path in candidates if not path.exists())

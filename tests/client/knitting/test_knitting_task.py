@@ -263,7 +263,7 @@ def test_what_cannot_be_read_is_refused_in_words(use, photograph, tmp_path):
     output = tmp_path / "o.png"
 
     def refused(*words):
-        return use(*words, code=2)
+        return use(*words, code=1)
 
     assert "cut it to whole stitches" in refused(photograph("wide.jpg", rows=10, columns=24), output)
     assert "4 pixels a stitch are the least" in refused(photograph("tiny.png", size=(40, 40)), output)
