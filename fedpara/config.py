@@ -356,13 +356,13 @@ def _check_limits(value: Any, path: str, limits: Mapping[str, Any]) -> None:
             raise ConfigError(f"{path} = {word!r} is not one of {', '.join(choices)}{nearest(str(word), choices)}")
     if isinstance(value, str | bool | tuple):
         return
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(f"{path} = {value!r} is no finite number")
     bounds = [f"> {above}" if above is not None else "", f">= {low}" if low is not None else ""]
     bounds += [f"<= {high}" if high is not None else ""]
     inside = (above is None or value > above) and (low is None or value >= low) and (high is None or value <= high)
     if not inside:
         raise ConfigError(f"{path} = {value!r} is outside its range: {' and '.join(b for b in bounds if b)}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{path} = {value!r} is no finite number")
 
 
 def _options_type(task_name: str) -> type[Any]:
