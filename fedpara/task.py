@@ -257,7 +257,12 @@ def _load_file(path: Path) -> type[Task]:
     if not path.is_file():
         raise ConfigError(f"no task file at {path}: give the path of a Python file with a class under @register_task")
     before = dict(_TASKS)
-    import_file(path)
+    try:
+        import_file(path)
+    except ConfigError:  # as if it had never been looked at
+        _TASKS.clear()
+        _TASKS.update(before)
+        raise
     new = [cls for name, cls in _TASKS.items() if before.get(name) is not cls]
     if not new:
         raise ConfigError(f"{path} registers no task: put @fedpara.register_task(...) above a subclass of fedpara.Task")

@@ -23,7 +23,7 @@ WIDE = 120  # columns of a comparison where nobody says how wide the paper is
 KEYS_OF_A_RUN = (
     "folder, report, recipe, measure, higher_is_better, value, client_value, rounds, payload_up, payload_down, "
     "message_up, message_down, dense_payload (bytes), paper_gib, seconds, dropped, shared_parameters, uplink_payload, "
-    "dense_twin_model; null where there is none"
+    "dense_twin_model, finished, versions; null where there is none"
 )
 
 EPILOG_SIMULATE = """\b
