@@ -207,7 +207,9 @@ class SuperLink:
         """
         target = self.folder / "work" / "app"
         shutil.rmtree(target, ignore_errors=True)
-        skip = shutil.ignore_patterns("__pycache__", "_app", "*.pyc", "benchmarks", "paper")
+        skip = shutil.ignore_patterns(
+            "__pycache__", "_app", "*.pyc", "cli", "deploy", "compare.py", "benchmarks", "paper"
+        )
         shutil.copytree(Path(apps.__file__).parent, target / "fedpara", ignore=skip)
         for part in apps.PARTS:
             shutil.copytree(apps.root() / part, target / part, ignore=skip)

@@ -159,9 +159,9 @@ def test_size_shows_the_papers_vgg16(monkeypatch, capsys):
 
 
 def test_size_takes_a_model_of_ones_own(monkeypatch, capsys, tmp_path):
-    (tmp_path / "mine.py").write_text("from torch import nn\ndef net():\n    return nn.Linear(100, 200)\n")
+    (tmp_path / "nets_of_mine.py").write_text("from torch import nn\ndef net():\n    return nn.Linear(100, 200)\n")
     monkeypatch.chdir(tmp_path)
-    code, out, _ = call(["size", "mine:net", "--gamma", "0"], monkeypatch, capsys)
+    code, out, _ = call(["size", "nets_of_mine:net", "--gamma", "0"], monkeypatch, capsys)
     assert code == 0
     assert "20,200" in out
 
