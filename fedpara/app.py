@@ -47,6 +47,13 @@ def builtin_tasks() -> list[str]:
     return sorted(path.parent.name for path in (root() / "client" / "tasks").glob("*/__init__.py"))
 
 
+def installed_tasks() -> list[str]:
+    """Names of those and of the tasks that installed packages bring as entry points; nothing is imported for it."""
+    from importlib.metadata import entry_points
+
+    return sorted({*builtin_tasks(), *(point.name for point in entry_points(group="fedpara.tasks"))})
+
+
 def recipes() -> dict[str, Path]:
     """The built-in recipes: name and file."""
     return {path.stem: path for path in sorted((root() / "simulations" / "recipes").glob("*.toml"))}

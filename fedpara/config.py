@@ -208,9 +208,10 @@ def read_recipe(source: str | Path | Mapping[str, Any], overrides: Mapping[str, 
     Raises:
         ConfigError: the file is missing or not TOML, a key is unknown, a value is not allowed.
     """
-    table = normalise(source) if isinstance(source, Mapping) else normalise(load_toml(Path(source)))
-    if not isinstance(source, Mapping):
-        table = beside(table, Path(source))
+    if isinstance(source, Mapping):
+        table = normalise(source)
+    else:
+        table = beside(normalise(load_toml(Path(source))), Path(source))
     if str((overrides or {}).get("task", "")).endswith(".py"):
         overrides = {**(overrides or {}), "task": str(Path(str((overrides or {})["task"])).expanduser().resolve())}
     before = str(table.get("task") or Recipe.task)

@@ -31,8 +31,8 @@ log = logging.getLogger("fedpara")
 class Sink(Protocol):
     """Where figures go: one run of one logger."""
 
-    def open(self, recipe: Recipe, folder: Path, state: dict[str, Any], done: int) -> None:
-        """Begin, or go on after round ``state["round"]`` of what ``state`` names; ``done`` rounds stand."""
+    def open(self, recipe: Recipe, folder: Path, state: dict[str, Any]) -> None:
+        """Begin, or go on after round ``state["round"]`` of what ``state`` names."""
         ...
 
     def write(self, round: int, values: Mapping[str, float]) -> None:
@@ -45,7 +45,7 @@ class Sink(Protocol):
 class TensorBoard:
     """Event files in the folder ``tensorboard`` of the run."""
 
-    def open(self, recipe: Recipe, folder: Path, state: dict[str, Any], done: int) -> None:
+    def open(self, recipe: Recipe, folder: Path, state: dict[str, Any]) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         # Events from this step on, of a round that is done anew after a power cut, are withdrawn.
@@ -67,7 +67,7 @@ class TensorBoard:
 class MLflow:
     """A run in MLflow's store: $MLFLOW_TRACKING_URI, $MLFLOW_EXPERIMENT_NAME (else ``fedpara``)."""
 
-    def open(self, recipe: Recipe, folder: Path, state: dict[str, Any], done: int) -> None:
+    def open(self, recipe: Recipe, folder: Path, state: dict[str, Any]) -> None:
         client_type = import_module("mlflow").MlflowClient
         entities = import_module("mlflow.entities")
         self._metric = entities.Metric
@@ -97,7 +97,7 @@ class MLflow:
 class WandB:
     """A run of Weights & Biases: $WANDB_PROJECT (else ``fedpara``), $WANDB_MODE."""
 
-    def open(self, recipe: Recipe, folder: Path, state: dict[str, Any], done: int) -> None:
+    def open(self, recipe: Recipe, folder: Path, state: dict[str, Any]) -> None:
         state.setdefault("id", uuid.uuid4().hex[:12])
         self._run = import_module("wandb").init(
             project=os.environ.get("WANDB_PROJECT", "fedpara"),
@@ -145,7 +145,7 @@ class Logger:
         self._state |= _read(self._folder).get(self._name, {})
         self._state["round"] = min(int(self._state["round"]), len(rows))
         try:
-            self._sink.open(recipe, self._folder, self._state, len(rows))
+            self._sink.open(recipe, self._folder, self._state)
         except Exception as error:  # whatever their library raises
             raise FedparaError(
                 f"logger '{self._name}' cannot begin ({type(error).__name__}: {error}): mend that, or leave it out"

@@ -174,7 +174,7 @@ class RunWriter:
         self.start = checkpoint.load(folder / "checkpoint") if resume else None
         done = self.start.round if self.start else 0
         self.rows = [row for row in read_rows(folder / ROUNDS) if row["round"] <= done] if existing else []
-        checkpoint.replace_file(folder / "rounds.jsonl", _lines(self.rows))
+        checkpoint.replace_file(folder / ROUNDS, _lines(self.rows))
         ledger_file = folder / "ledger.jsonl"
         self.ledger = Ledger.load(ledger_file, until_round=done) if existing and ledger_file.is_file() else Ledger()
 

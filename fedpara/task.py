@@ -220,12 +220,10 @@ def register_task(name: str) -> Callable[[TaskType], TaskType]:
 
 def task_names() -> list[str]:
     """Names of every task that can be loaded: registered, built in, or of an installed package."""
-    from importlib.metadata import entry_points
-
-    from .app import builtin_tasks
+    from .app import installed_tasks
 
     registered = {name for name in _TASKS if not name.endswith(".py")}
-    return sorted({*registered, *builtin_tasks(), *(point.name for point in entry_points(group="fedpara.tasks"))})
+    return sorted({*registered, *installed_tasks()})
 
 
 def load_task(name: str) -> type[Task]:

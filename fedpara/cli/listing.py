@@ -59,21 +59,14 @@ Examples:
 )
 def tasks(name: str | None, as_json: bool) -> None:
     """List the tasks that a recipe can name, or the keys of one."""
+    from ..app import installed_tasks
+
     with figures(as_json) as show:
         if name:
             show(*_one_task(name))
             return
-        found = [{"name": each, "description": _first_line(each)} for each in _names()]
+        found = [{"name": each, "description": _first_line(each)} for each in installed_tasks()]
         show({"tasks": found}, _columns(found))
-
-
-def _names() -> list[str]:
-    """As fedpara.task.task_names, without importing torch for it."""
-    from importlib.metadata import entry_points
-
-    from ..app import builtin_tasks
-
-    return sorted({*builtin_tasks(), *(point.name for point in entry_points(group="fedpara.tasks"))})
 
 
 def _first_line(task: str) -> str:

@@ -21,7 +21,7 @@ from ..checkpoint import replace_file
 from ..config import read_recipe
 from ..errors import ConfigError, FederationError
 from ..live import LiveTable
-from ..run import Run, read_rows
+from ..run import ROUNDS, Run, read_rows
 from ..task import load_task
 from .plan import ServerFacts, read_facts
 from .start import environment, only_one, prepare
@@ -257,14 +257,14 @@ class _Follower:
 
     def rounds(self) -> int:
         """How many are done."""
-        return len(read_rows(self.folder / "rounds.jsonl"))
+        return len(read_rows(self.folder / ROUNDS))
 
     def finished(self) -> bool:
         return (self.folder / "summary.json").is_file()
 
     def look(self) -> bool:
         """Show what is new; whether anything is."""
-        file = self.folder / "rounds.jsonl"
+        file = self.folder / ROUNDS
         size = file.stat().st_size if file.is_file() else 0
         if size == self._size:  # of days of training, not to be read every second
             return False

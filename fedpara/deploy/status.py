@@ -10,7 +10,7 @@ from typing import Any
 from ..config import read_recipe
 from ..errors import ConfigError, FederationError
 from ..live import bytes_text, figure
-from ..run import read_rows
+from ..run import ROUNDS, read_rows
 from ..task import load_task
 from .plan import ServerFacts, read_facts
 from .run import SuperLink
@@ -52,7 +52,7 @@ def status(folder: Path) -> Status:
     if not isinstance(facts, ServerFacts):
         raise ConfigError(f"{folder} is a client's folder: the server's knows how far the training is")
     recipe = read_recipe(folder / "recipe.toml")
-    rows = read_rows(folder / "run" / "rounds.jsonl")
+    rows = read_rows(folder / "run" / ROUNDS)
     measure = load_task(recipe.task).measure
     named = [name for name in (measure, f"client_{measure}") if any(name in row for row in rows)]
     judged = [row[named[0]] for row in rows if named and row.get(named[0]) is not None]

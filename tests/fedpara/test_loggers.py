@@ -67,7 +67,7 @@ class Broken:
     def __init__(self, when):
         self.when = when
 
-    def open(self, recipe, folder, state, done):
+    def open(self, recipe, folder, state):
         if self.when == "open":
             raise OSError("no such server")
 

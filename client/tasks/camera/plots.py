@@ -35,7 +35,7 @@ def camera(path: Path, values: Mapping[str, Tensor], truth: Mapping[str, Tensor]
     return path
 
 
-def curves(axes: Axes, learnt: Tensor, truth: Tensor | None = None, *, legend: bool = True) -> None:
+def curves(axes: Axes, learnt: Tensor, truth: Tensor | None = None) -> None:
     """A response's three channels over the stops below a full sensor."""
     stops = GAMMA * torch.log2(torch.linspace(0, 1, KNOTS)[1:])
     for channel, colour in enumerate(COLOURS):
@@ -47,8 +47,7 @@ def curves(axes: Axes, learnt: Tensor, truth: Tensor | None = None, *, legend: b
             axes.plot(stops, truth[channel, 1:], "--", color=colour, linewidth=1, alpha=0.7, label=label)
     axes.set(xlim=(-8, 0), xlabel="exposure, stops below full", ylabel="pixel value")
     axes.grid(alpha=0.3)
-    if legend:
-        axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8)
 
 
 def _figure(width: float, height: float) -> Figure:
