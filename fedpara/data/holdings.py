@@ -56,15 +56,7 @@ class Holdings:
     def table(self, limit: int = 20) -> str:
         """Aligned text: a summary, then a row for each of the first `limit` clients."""
         header, rows = self.rows(min(limit, len(self.clients)))
-        widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-        lines = [self.summary()]
-        for row in (header, *rows):
-            cells = [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
-            lines.append("  ".join(cells).rstrip())
-        left = len(self.clients) - len(rows)
-        if left > 0:
-            lines.append(f"… and {left:,} more")
-        return "\n".join(lines)
+        return aligned(self.summary(), header, rows, len(self.clients) - len(rows))
 
     def summary(self) -> str:
         """One line: clients, examples, sizes and classes of a client."""
@@ -235,3 +227,15 @@ def _short(name: str) -> str:
 def _range(values: NDArray[np.int64]) -> str:
     low, high = int(values.min()), int(values.max())
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def aligned(summary: str, header: list[str], rows: list[list[str]], left: int) -> str:
+    """A summary and rows as text, figures under each other; then how many more there are."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    lines = [summary]
+    for row in (header, *rows):
+        cells = [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
+        lines.append("  ".join(cells).rstrip())
+    if left > 0:
+        lines.append(f"… and {left:,} more")
+    return "\n".join(lines)

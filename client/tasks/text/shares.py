@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fedpara import chart
+from fedpara.data.holdings import aligned
 from fedpara.data.text import WINDOW, Author, TextData
 from fedpara.errors import ConfigError
 from fedpara.seeds import generator_for
@@ -197,13 +198,7 @@ class Holdings:
     def table(self, limit: int = 20) -> str:
         """A summary, then a row for each of the first `limit` clients."""
         header, found = self.rows(limit)
-        widths = [max(map(len, column)) for column in zip(header, *found, strict=True)]
-        lines = [f"{self.summary()}:"]
-        for name, *figures in (header, *found):
-            cells = [figure.rjust(width) for figure, width in zip(figures, widths[1:], strict=True)]
-            lines.append("  ".join([name.ljust(widths[0]), *cells]))
-        left = len(self.clients) - limit
-        return "\n".join([*lines, *([f"… and {left:,} more"] if left > 0 else [])])
+        return aligned(f"{self.summary()}:", header, found, len(self.clients) - limit)
 
     def plot(self, path: Path) -> None:
         """How many windows the clients train on, the most first."""
