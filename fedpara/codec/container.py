@@ -24,12 +24,12 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
+from zlib_ng.zlib_ng import crc32
 
 from ..errors import CodecError
 
@@ -58,7 +58,7 @@ def fingerprint(tensors: Iterable[Tensor]) -> int:
     """CRC-32 over the tensors' bits, never 0: two references differ in it when they differ in one bit."""
     crc = 0
     for tensor in tensors:
-        crc = zlib.crc32(to_bytes(tensor), crc)
+        crc = crc32(to_bytes(tensor), crc)
     return crc or 1
 
 
@@ -78,9 +78,9 @@ def seal(spec: str, schema: bytes, reference: int, parts: Sequence[memoryview]) 
     """Put a header before the parts, copying each byte once."""
     length = sum(part.nbytes for part in parts)
     head = _HEADER.pack(MAGIC, VERSION, codec_id(spec), schema, reference, length)
-    crc = zlib.crc32(head)
+    crc = crc32(head)
     for part in parts:
-        crc = zlib.crc32(part, crc)
+        crc = crc32(part, crc)
     return b"".join([head, _CHECKSUM.pack(crc), *parts])
 
 
@@ -128,7 +128,7 @@ def unseal(blob: object, spec: str, schema: bytes, most: int, *, exact: bool) ->
             f"expected {'' if exact else 'at most '}{most}: it was cut off or joined with something"
         )
     (checksum,) = _CHECKSUM.unpack_from(view, _HEADER.size)
-    if zlib.crc32(body, zlib.crc32(view[: _HEADER.size])) != checksum:
+    if crc32(body, crc32(view[: _HEADER.size])) != checksum:
         raise CodecError("the payload's checksum is wrong: it was damaged on its way, send it again")
     return reference, body
 
