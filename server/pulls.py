@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-A_SECOND = 20  # questions, at most: a large cohort is asked less often, or the server would do nothing else
+A_SECOND = 10  # questions, at most: a large cohort is asked less often, or the server would do nothing else
 
 
 @dataclass

@@ -30,6 +30,7 @@ CONNECTION = "federation"  # the SuperLink's name in Flower's own configuration
 TRIES = 5  # that end without a further round, before a person has to look
 PAUSE = 1.0  # seconds between two looks at the run's folder
 ASK = 15.0  # seconds between two questions to the SuperLink, each of which starts a program of Flower's
+RARELY = 10.0  # times what a question takes, at least: a busy server is asked less often
 KEYS = 60.0  # seconds between two looks for keys of clients that join
 UNAVAILABLE = "is unavailable"  # in what Flower's command line says where no SuperLink answers
 HANGS = 60.0  # seconds after which such a program is given up
@@ -154,6 +155,7 @@ class SuperLink:
             self.wait_for_port()
             return str(error)
         asked = welcomed = time.monotonic()
+        pause = ASK
         while True:
             time.sleep(PAUSE)
             if time.monotonic() > welcomed + KEYS:
@@ -161,10 +163,12 @@ class SuperLink:
                 welcomed = time.monotonic()
             if follower.look():  # it is alive: no need to ask
                 asked = time.monotonic()
-            if not follower.finished() and time.monotonic() < asked + ASK:
+            if not follower.finished() and time.monotonic() < asked + pause:
                 continue
             self.wait_for_port()
+            began = time.monotonic()
             status, asked = self._status(number), time.monotonic()
+            pause = max(ASK, RARELY * (asked - began))
             if status.startswith("finished"):
                 follower.look()
                 return status

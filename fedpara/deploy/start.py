@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import ConfigError
+from . import warm
 from .plan import NodeFacts, ServerFacts, read_facts
 from .supervise import Supervisor
 
@@ -51,9 +52,12 @@ def start(folder: Path, tell: Callable[[str], None]) -> int:
     if not found.is_file():
         raise ConfigError(f"{program} is not beside {sys.executable}: install flwr in the same environment as fedpara")
     line = [sys.executable, "-m", "fedpara.deploy.program", str(os.getpid()), str(found), *arguments]
-    empty = prepare(folder)
+    empty, env = prepare(folder), environment(folder)
+    if isinstance(facts, NodeFacts):
+        warm.install(folder / "work" / "bin")
+        env["PATH"] = f"{folder / 'work' / 'bin'}{os.pathsep}{env['PATH']}"
     with only_one(folder, "start"):
-        supervisor = Supervisor(line, empty, environment(folder))
+        supervisor = Supervisor(line, empty, env)
         if isinstance(facts, ServerFacts):  # a port that is taken stays so: whoever started it decides
             return supervisor.once()
         if facts.metrics_port:

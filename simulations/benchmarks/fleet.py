@@ -1,12 +1,14 @@
 """Many nodes, or many rounds, of real processes: `python -m simulations.benchmarks.fleet`.
 
 A server and as many SuperNodes as asked for, from `fedpara deploy init`'s folders on loopback, train the digits with a
-light model. Memory is the proportional set size: what processes share counts once.
+light model. Once all are there, one core is the server's, as on a machine of its own, and the nodes share the others.
+Memory is the proportional set size: what processes share counts once.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import tempfile
 import time
@@ -14,6 +16,7 @@ from pathlib import Path
 
 from .loopback import Loopback
 
+STARTING = 4  # nodes that start at a time
 LIGHT = {"model": "2nn", "hidden": 0, "norm": "", "epochs": 1}
 
 
@@ -40,8 +43,15 @@ def measure(folder: Path, nodes: int, rounds: int) -> list[tuple[int, float]]:
         training = loop.start_training()
         # Not before every key is registered: they would all be refused, and be started again beside each other.
         loop.wait(lambda: "round" in loop.log("run") or training.poll() is not None, 10.0 * nodes + 120, "registration")
+        for place, name in enumerate(names):  # a few at a time: they share the cores
+            loop.start_client(name, {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "1"})
+            if place >= STARTING:
+                loop.wait(lambda: "SuperNode ID" in loop.log(names[place - STARTING]), 120, "a SuperNode")  # noqa: B023
         for name in names:
-            loop.start_client(name, {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "1"})  # they share the cores
+            loop.wait(lambda: "SuperNode ID" in loop.log(name), 300, "the last SuperNodes")  # noqa: B023
+        first, *others = sorted(os.sched_getaffinity(0))
+        for name in loop.processes:
+            loop.pin(name, others if name in names else [first])
         while training.poll() is None:
             done = len(loop.rows())
             if done > len(held):

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +155,7 @@ class Loopback:
         return process.wait(40)
 
     def descendants(self, name: str, program: str) -> list[int]:
-        """Ids of the processes at and below one of ours whose command line holds a word."""
+        """Ids of the processes at and below one of ours whose name or command line holds a word."""
         found, todo = [], [self.processes[name].pid]
         while todo:
             parent = todo.pop()
@@ -163,9 +163,17 @@ class Loopback:
                 for task in Path(f"/proc/{parent}/task").iterdir():
                     todo += [int(child) for child in (task / "children").read_text().split()]
             with contextlib.suppress(OSError):
-                if program in Path(f"/proc/{parent}/cmdline").read_text():
+                # A program that was forked has the command line of what it was forked from, and a name of its own.
+                if any(program in Path(f"/proc/{parent}/{kind}").read_text() for kind in ("cmdline", "comm")):
                     found.append(parent)
         return found
+
+    def pin(self, name: str, cores: Iterable[int]) -> None:
+        """Keep a program, what it started and what that will start to these cores."""
+        for pid in self.descendants(name, ""):
+            with contextlib.suppress(OSError):  # it has ended meanwhile
+                for thread in Path(f"/proc/{pid}/task").iterdir():
+                    os.sched_setaffinity(int(thread.name), cores)
 
     def kill(self, name: str, program: str) -> int:
         """kill -9 what runs a program at or below one of ours; how many that were."""

@@ -1,0 +1,117 @@
+"""Flower's SuperExec of a node, whose ClientApps are forked from a process in which everything is imported.
+
+``python -m fedpara.deploy.warm``, with the arguments of ``flower-superexec``. A SuperNode starts a process for every
+message, which then spends three seconds of a core on importing torch and Flower. Here both are imported once, by a
+process that starts no thread of Python's and touches no GPU; each message still has a process of its own, which may
+hang, be ended, or run out of memory.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TextIO
+
+SUPEREXEC, CLIENTAPP = "flower-superexec", "flwr-clientapp"
+# Nothing of the ClientApp itself: its code comes with the message. Each is imported with all that it imports.
+IMPORTS = (
+    "torch",
+    "torch.nn.utils.parametrize",
+    "safetensors.torch",
+    "flwr.clientapp",
+    "flwr.supernode.cli.flwr_clientapp",
+    "flwr.supercore.cli.flower_superexec",
+)
+
+
+def main() -> None:
+    """Import, then run Flower's SuperExec in one forked process and each ClientApp that it asks for in another."""
+    for name in IMPORTS:
+        importlib.import_module(name)
+    gc.freeze()  # what is never looked through is never written to, and stays one copy for all
+    reading, writing = os.pipe()
+    if os.fork() == 0:
+        os.close(reading)
+        with os.fdopen(writing, "w", buffering=1) as wanted:
+            superexec([SUPEREXEC, *sys.argv[1:]], wanted)
+    else:
+        os.close(writing)
+        with os.fdopen(reading) as asked:
+            fork_each(asked)
+
+
+def superexec(line: list[str], wanted: TextIO) -> None:
+    """The SuperExec of a command line, which writes the command lines of ClientApps to ``wanted``."""
+    from flwr.supercore.cli.flower_superexec import flower_superexec
+    from flwr.supercore.superexec.executor import subprocess_executor
+
+    # What it starts programs with; everything else about an executor stays Flower's.
+    vars(subprocess_executor)["subprocess"] = SimpleNamespace(Popen=launcher(wanted), DEVNULL=subprocess.DEVNULL)
+    _rename(SUPEREXEC)
+    sys.argv = line
+    flower_superexec()
+
+
+def launcher(wanted: TextIO) -> Callable[..., object]:
+    """What takes the place of `subprocess.Popen`: a ClientApp is asked for, any other program started as ever."""
+
+    def start(line: Sequence[str], stdout: int | None = None, stderr: int | None = None) -> object:
+        if line[0] != CLIENTAPP:
+            return subprocess.Popen(line, stdout=stdout, stderr=stderr)
+        return wanted.write(json.dumps({"line": line, "quiet": stdout == subprocess.DEVNULL}) + "\n")
+
+    return start
+
+
+def fork_each(asked: Iterable[str]) -> None:
+    """Fork a process for each ClientApp that is asked for, until the SuperExec has ended."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
+    for request in asked:
+        if os.fork() == 0:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            return clientapp(**json.loads(request))
+
+
+def clientapp(line: list[str], quiet: bool) -> None:
+    """The program of that command line, in this process.
+
+    The fedpara that is installed here is forgotten first: the ClientApp brings the server's.
+    """
+    from flwr.supernode.cli.flwr_clientapp import flwr_clientapp
+
+    for name in [name for name in sys.modules if name.partition(".")[0] == "fedpara"]:
+        del sys.modules[name]
+    if quiet:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 1)
+        os.dup2(nowhere, 2)
+    _rename(CLIENTAPP)
+    sys.argv = line
+    flwr_clientapp()
+
+
+def install(folder: Path) -> None:
+    """Write a ``flower-superexec`` that is this module into a folder, for the front of a SuperNode's PATH."""
+    folder.mkdir(parents=True, exist_ok=True)
+    script = folder / SUPEREXEC
+    script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m {__name__} "$@"\n')
+    script.chmod(0o700)
+
+
+def _rename(program: str) -> None:
+    """What ps and top show of this process, where the system has such a name."""
+    own = Path("/proc/self/comm")
+    if own.exists():
+        own.write_text(program[:15])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""The process that a node's ClientApps are forked from."""
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from fedpara.deploy import warm
+
+pytestmark = pytest.mark.deploy
+
+
+def python(script: str, *arguments: str) -> list[str]:
+    """What a script prints, line by line; forking is for processes of one's own."""
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script), *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    return done.stdout.splitlines()
+
+
+def test_what_is_imported_can_be_forked_and_computes_then():
+    threads, gpu, product, other, ended = python(
+        """
+        import importlib, os, threading
+        from fedpara.deploy.warm import IMPORTS
+        for name in IMPORTS:
+            importlib.import_module(name)
+        import numpy, torch
+        print(threading.active_count(), torch.cuda.is_initialized(), sep="\\n", flush=True)
+        child = os.fork()
+        if not child:  # with all the threads of its own
+            print(float((numpy.ones((600, 600)) @ numpy.ones((600, 600))).mean()), flush=True)
+            print(float(torch.mm(torch.ones(600, 600), torch.ones(600, 600)).mean()), flush=True)
+            os._exit(0)
+        print(os.waitpid(child, 0)[1])
+        """
+    )
+    assert (threads, gpu) == ("1", "False")
+    assert (float(product), float(other), ended) == (600.0, 600.0, "0")
+
+
+def test_each_clientapp_asked_for_is_a_process_of_its_own_with_its_command_line_and_the_servers_fedpara(tmp_path):
+    lines = python(
+        """
+        import importlib, io, json, os, sys, time
+        from fedpara.deploy import warm
+
+        def seen():
+            known = "fedpara" in sys.modules
+            with open(f"{sys.argv[2]}/{os.getpid()}", "w") as file:
+                json.dump([sys.argv, known, open("/proc/self/comm").read().strip()], file)
+            os._exit(0)
+
+        importlib.import_module("flwr.supernode.cli.flwr_clientapp").flwr_clientapp = seen
+        folder = sys.argv[1]
+        asked = [json.dumps({"line": ["flwr-clientapp", str(n), folder], "quiet": n == 2}) for n in range(3)]
+        os.chdir(folder)
+        warm.fork_each(io.StringIO("\\n".join(asked)))
+        while len(os.listdir(folder)) < 3:
+            time.sleep(0.05)
+        print(os.getpid())
+        """,
+        str(tmp_path),
+    )
+    found = {int(file.name): json.loads(file.read_text()) for file in tmp_path.iterdir()}
+    assert len(found) == 3
+    assert int(lines[0]) not in found
+    assert sorted(facts[0][1] for facts in found.values()) == ["0", "1", "2"]
+    assert all(facts[1:] == [False, "flwr-clientapp"] for facts in found.values())
+
+
+def test_only_clientapps_are_forked(tmp_path):
+    wanted = io.StringIO()
+    start = warm.launcher(wanted)
+    start(["flwr-clientapp", "--token", "a"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    start(["flwr-clientapp", "--token", "b"])
+    other = start([sys.executable, "-c", "print('other')"], stdout=subprocess.PIPE)
+    assert isinstance(other, subprocess.Popen)
+    assert other.communicate()[0] == b"other\n"
+    assert [json.loads(line) for line in wanted.getvalue().splitlines()] == [
+        {"line": ["flwr-clientapp", "--token", "a"], "quiet": True},
+        {"line": ["flwr-clientapp", "--token", "b"], "quiet": False},
+    ]
+
+
+def test_a_supernode_finds_it_by_its_path_and_it_is_flowers_own_program(tmp_path):
+    warm.install(tmp_path / "bin with spaces")
+    warm.install(tmp_path / "bin with spaces")  # as at every start
+    found = shutil.which("flower-superexec", path=f"{tmp_path / 'bin with spaces'}{os.pathsep}{os.environ['PATH']}")
+    assert found == str(tmp_path / "bin with spaces" / "flower-superexec")
+    done = subprocess.run([found, "--version"], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.startswith("Flower version: ")
