@@ -203,7 +203,8 @@ def read_recipe(source: str | Path | Mapping[str, Any], overrides: Mapping[str, 
     """A recipe from a TOML file or its table.
 
     Overrides go by key (``rounds``), by path (``training.lr``) or by a name that one section has (``lr``). A Python
-    file named in a TOML file (``own.py``, ``own.py:function``) is looked for beside it, then in the current folder.
+    file named in a TOML file (``own.py``, ``own.py:function``) is looked for beside it, then in the current folder; one
+    named in an override, in the current folder.
 
     Raises:
         ConfigError: the file is missing or not TOML, a key is unknown, a value is not allowed.
@@ -212,14 +213,13 @@ def read_recipe(source: str | Path | Mapping[str, Any], overrides: Mapping[str, 
         table = normalise(source)
     else:
         table = beside(normalise(load_toml(Path(source))), Path(source))
-    if str((overrides or {}).get("task", "")).endswith(".py"):
-        overrides = {**(overrides or {}), "task": str(Path(str((overrides or {})["task"])).expanduser().resolve())}
+    overrides = beside(dict(overrides or {}), Path())
     before = str(table.get("task") or Recipe.task)
-    task_name = str((overrides or {}).get("task") or before)
+    task_name = str(overrides.get("task") or before)
     if task_name != before:  # the other task's keys are not this one's
         table.pop(task_table(before), None)
     options_type = _options_type(task_name)
-    for key, value in normalise(dict(overrides or {})).items():
+    for key, value in normalise(overrides).items():
         _override(table, key, value, task_name, options_type)
     options = table.pop(task_table(task_name), {})
     if not isinstance(options, dict):

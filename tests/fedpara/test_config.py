@@ -99,3 +99,11 @@ def test_a_recipe_cannot_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
         read_recipe(DIGITS).rounds = 3
     assert Recipe().first_broadcast == "seed"
+
+
+def test_a_python_file_named_in_an_override_gets_its_whole_path(tmp_path, monkeypatch):
+    (tmp_path / "own.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    recipe = read_recipe({"rounds": 1}, {"model": "own.py:make", "dataset": "other.py:read"})
+    assert recipe.options["model"] == f"{tmp_path / 'own.py'}:make"
+    assert recipe.options["dataset"] == "other.py:read"  # no such file: the error names what was given
