@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TextIO
@@ -61,12 +62,16 @@ def superexec(line: list[str], wanted: TextIO) -> None:
 
 
 def launcher(wanted: TextIO) -> Callable[..., object]:
-    """What takes the place of `subprocess.Popen`: a ClientApp is asked for, any other program started as ever."""
+    """What takes the place of `subprocess.Popen`: a ClientApp is asked for, any other program started as ever.
+
+    So is a ClientApp once nobody reads what is asked for: the process that forks may be ended for want of memory.
+    """
 
     def start(line: Sequence[str], stdout: int | None = None, stderr: int | None = None) -> object:
-        if line[0] != CLIENTAPP:
-            return subprocess.Popen(line, stdout=stdout, stderr=stderr)
-        return wanted.write(json.dumps({"line": line, "quiet": stdout == subprocess.DEVNULL}) + "\n")
+        if line[0] == CLIENTAPP:
+            with suppress(BrokenPipeError):
+                return wanted.write(json.dumps({"line": line, "quiet": stdout == subprocess.DEVNULL}) + "\n")
+        return subprocess.Popen(line, stdout=stdout, stderr=stderr)
 
     return start
 

@@ -1,5 +1,6 @@
 """The process that a node's ClientApps are forked from."""
 
+import contextlib
 import io
 import json
 import os
@@ -90,6 +91,23 @@ def test_only_clientapps_are_forked(tmp_path):
         {"line": ["flwr-clientapp", "--token", "a"], "quiet": True},
         {"line": ["flwr-clientapp", "--token", "b"], "quiet": False},
     ]
+
+
+def test_once_nothing_forks_any_more_clientapps_are_started_as_ever(tmp_path, monkeypatch):
+    program = tmp_path / "flwr-clientapp"
+    program.write_text("#!/bin/sh\necho cold $1\n")
+    program.chmod(0o700)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    reading, writing = os.pipe()
+    os.close(reading)
+    wanted = os.fdopen(writing, "w", buffering=1)
+    start = warm.launcher(wanted)
+    for word in ("first", "second"):
+        started = start(["flwr-clientapp", word], stdout=subprocess.PIPE)
+        assert isinstance(started, subprocess.Popen)
+        assert started.communicate()[0] == f"cold {word}\n".encode()
+    with contextlib.suppress(BrokenPipeError):
+        wanted.close()
 
 
 def test_a_supernode_finds_it_by_its_path_and_it_is_flowers_own_program(tmp_path):
