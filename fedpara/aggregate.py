@@ -11,18 +11,14 @@ from torch import Tensor
 from .errors import ConfigError, UpdateError
 
 State = Mapping[str, Tensor]
-_BLOCK = 2**17  # numbers that stay in a core's cache between two updates
 
 
 class StreamingMean:
-    """Weighted mean of client updates in the memory of two: Σ wᵢ xᵢ / Σ wᵢ (FedAvg, McMahan et al. 2017, Algorithm 1).
+    """Weighted mean of client updates in the memory of one: Σ wᵢ xᵢ / Σ wᵢ (FedAvg, McMahan et al. 2017, Algorithm 1).
 
     The running form m ← m + (w / Σw)(x − m) keeps m in the range of the updates, so no sum overflows, and the mean of
     equal updates is that update, bit for bit. Floats are averaged in float32 (float64 in float64), integers in float64
     and rounded, booleans by majority of weight (a tie is False). The order of `add` decides the last bits.
-
-    Every other update is held until the next one comes, and both are taken piece by piece: the mean, which is larger
-    than a cache, then passes through memory once for two of them. What was added must not be changed in place.
 
     Args:
         like: tensors of the names, shapes, dtypes and devices of the mean; their values do not count.
@@ -34,7 +30,6 @@ class StreamingMean:
     def __init__(self, like: State) -> None:
         self._like = {name: torch.empty_like(tensor, device="meta") for name, tensor in like.items()}
         self._mean = {name: _zeros(name, tensor) for name, tensor in like.items()}
-        self._held: list[tuple[State, float]] = []  # an update and its share, not yet in the mean
         self._count = 0
         self._weight = 0.0
 
@@ -64,9 +59,9 @@ class StreamingMean:
             raise UpdateError(f"the weights' sum overflows with {weight!r}: use smaller weights")
         if not checked:
             check_update(state, self._like)
-        self._held.append((state, float(weight) / total))
-        if len(self._held) == 2:
-            self._take()
+        share = float(weight) / total
+        for name, mean in self._mean.items():
+            mean.lerp_(state[name].detach().to(mean.device, mean.dtype), share)
         self._count += 1
         self._weight = total
 
@@ -86,22 +81,7 @@ class StreamingMean:
         """
         if not self._count:
             raise UpdateError("no update to average: every client failed, was refused or did not answer")
-        self._take()
         return self._mean
-
-    def _take(self) -> None:
-        """Move the mean by each update that is held, in their order."""
-        for name, mean in self._mean.items():
-            updates = [state[name].detach().to(mean.device, mean.dtype) for state, _ in self._held]
-            shares = [share for _, share in self._held]
-            if mean.numel() <= _BLOCK or mean.device.type != "cpu":
-                rows = [(mean, *updates)]
-            else:
-                rows = list(zip(*(torch.split(own.reshape(-1), _BLOCK) for own in (mean, *updates)), strict=True))
-            for piece, *given in rows:
-                for own, share in zip(given, shares, strict=True):
-                    piece.lerp_(own, share)
-        self._held = []
 
 
 def check_update(state: State, like: State) -> None:
