@@ -22,7 +22,7 @@ from types import SimpleNamespace
 from typing import TextIO
 
 SUPEREXEC, CLIENTAPP = "flower-superexec", "flwr-clientapp"
-# Nothing of the ClientApp itself: its code comes with the message. Each is imported with all that it imports.
+# Nothing of the ClientApp itself: its code comes with the message. By name: the library imports no Flower, it runs it.
 IMPORTS = (
     "torch",
     "torch.nn.utils.parametrize",
@@ -51,14 +51,12 @@ def main() -> None:
 
 def superexec(line: list[str], wanted: TextIO) -> None:
     """The SuperExec of a command line, which writes the command lines of ClientApps to ``wanted``."""
-    from flwr.supercore.cli.flower_superexec import flower_superexec
-    from flwr.supercore.superexec.executor import subprocess_executor
-
     # What it starts programs with; everything else about an executor stays Flower's.
+    subprocess_executor = importlib.import_module("flwr.supercore.superexec.executor.subprocess_executor")
     vars(subprocess_executor)["subprocess"] = SimpleNamespace(Popen=launcher(wanted), DEVNULL=subprocess.DEVNULL)
     _rename(SUPEREXEC)
     sys.argv = line
-    flower_superexec()
+    importlib.import_module("flwr.supercore.cli.flower_superexec").flower_superexec()
 
 
 def launcher(wanted: TextIO) -> Callable[..., object]:
@@ -90,8 +88,6 @@ def clientapp(line: list[str], quiet: bool) -> None:
 
     The fedpara that is installed here is forgotten first: the ClientApp brings the server's.
     """
-    from flwr.supernode.cli.flwr_clientapp import flwr_clientapp
-
     for name in [name for name in sys.modules if name.partition(".")[0] == "fedpara"]:
         del sys.modules[name]
     if quiet:
@@ -100,7 +96,7 @@ def clientapp(line: list[str], quiet: bool) -> None:
         os.dup2(nowhere, 2)
     _rename(CLIENTAPP)
     sys.argv = line
-    flwr_clientapp()
+    importlib.import_module("flwr.supernode.cli.flwr_clientapp").flwr_clientapp()
 
 
 def install(folder: Path) -> None:
