@@ -53,10 +53,11 @@ def start(folder: Path, tell: Callable[[str], None]) -> int:
         raise ConfigError(f"{program} is not beside {sys.executable}: install flwr in the same environment as fedpara")
     line = [sys.executable, "-m", "fedpara.deploy.program", str(os.getpid()), str(found), *arguments]
     empty, env = prepare(folder), environment(folder)
-    if isinstance(facts, NodeFacts):
-        warm.install(folder / "work" / "bin")
-        env["PATH"] = f"{folder / 'work' / 'bin'}{os.pathsep}{env['PATH']}"
     with only_one(folder, "start"):
+        if isinstance(facts, NodeFacts):
+            own = folder / "work" / "bin"
+            warm.install(own)
+            env["PATH"] = f"{own}{os.pathsep}{env['PATH']}"
         supervisor = Supervisor(line, empty, env)
         if isinstance(facts, ServerFacts):  # a port that is taken stays so: whoever started it decides
             return supervisor.once()

@@ -4,6 +4,9 @@
 message, which then spends three seconds of a core on importing torch and Flower. Here both are imported once, by a
 process that starts no thread of Python's and touches no GPU; each message still has a process of its own, which may
 hang, be ended, or run out of memory.
+
+`fedpara.forkserver`, which is multiprocessing's, does not do: asked by a process that was itself forked from it, as the
+SuperExec is here to share its memory, it starts a second one.
 """
 
 from __future__ import annotations
@@ -25,9 +28,7 @@ SUPEREXEC, CLIENTAPP = "flower-superexec", "flwr-clientapp"
 # Nothing of the ClientApp itself: its code comes with the message. By name: the library imports no Flower, it runs it.
 IMPORTS = (
     "torch",
-    "torch.nn.utils.parametrize",
     "safetensors.torch",
-    "flwr.clientapp",
     "flwr.supernode.cli.flwr_clientapp",
     "flwr.supercore.cli.flower_superexec",
 )

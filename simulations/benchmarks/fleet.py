@@ -12,6 +12,7 @@ import os
 import statistics
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 from .loopback import Loopback
@@ -32,6 +33,20 @@ def memory(loop: Loopback, name: str) -> float:
     return total / 1024
 
 
+def start_clients(loop: Loopback) -> None:
+    """Start every client, a few at a time, as they share the cores; until all are connected."""
+
+    def connected(name: str) -> bool:
+        return "SuperNode ID" in loop.log(name)
+
+    for place, name in enumerate(loop.names):
+        if place >= STARTING:
+            loop.wait(partial(connected, loop.names[place - STARTING]), 120, "a SuperNode")
+        loop.start_client(name, {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "1"})
+    for name in loop.names[-STARTING:]:
+        loop.wait(partial(connected, name), 300, "the last SuperNodes")
+
+
 def measure(folder: Path, nodes: int, rounds: int) -> list[tuple[int, float]]:
     """Train; the server's memory after each round."""
     names = tuple(f"node-{place:03d}" for place in range(nodes))
@@ -43,15 +58,10 @@ def measure(folder: Path, nodes: int, rounds: int) -> list[tuple[int, float]]:
         training = loop.start_training()
         # Not before every key is registered: they would all be refused, and be started again beside each other.
         loop.wait(lambda: "round" in loop.log("run") or training.poll() is not None, 10.0 * nodes + 120, "registration")
-        for place, name in enumerate(names):  # a few at a time: they share the cores
-            loop.start_client(name, {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "1"})
-            if place >= STARTING:
-                loop.wait(lambda: "SuperNode ID" in loop.log(names[place - STARTING]), 120, "a SuperNode")  # noqa: B023
-        for name in names:
-            loop.wait(lambda: "SuperNode ID" in loop.log(name), 300, "the last SuperNodes")  # noqa: B023
+        start_clients(loop)
         first, *others = sorted(os.sched_getaffinity(0))
         for name in loop.processes:
-            loop.pin(name, others if name in names else [first])
+            loop.pin(name, others or [first] if name in names else [first])
         while training.poll() is None:
             done = len(loop.rows())
             if done > len(held):
@@ -61,9 +71,12 @@ def measure(folder: Path, nodes: int, rounds: int) -> list[tuple[int, float]]:
         rows = loop.rows()
         if training.returncode or any(row["replies"] < nodes for row in rows):
             raise SystemExit(f"not every reply came in: {loop.log('run')[-2000:]}")
-        later = [row["seconds"] for row in rows[1:]] or [rows[0]["seconds"]]
+        later = rows[1:] or rows
+        seconds = statistics.median(row["seconds"] for row in later)
+        start = statistics.median(row["phases"]["start"] for row in later)
         print(f"{nodes} nodes, {rounds} rounds, every reply in: {time.monotonic() - began:.0f} s in all")
-        print(f"a round takes {statistics.median(later):.1f} s; a node holds {memory(loop, names[0]):.0f} MB at rest")
+        print(f"a round takes {seconds:.1f} s, {start:.1f} s of it until a process has its task")
+        print(f"a node holds {memory(loop, names[0]):.0f} MB at rest")
     finally:
         loop.close()
     return held

@@ -100,7 +100,8 @@ def test_low_rank_has_fedparas_parameters_at_most(setting, real_data):
     for method in grid.methods:
         recipe = read_recipe(find_recipe(grid.recipe), grid.overrides(method, 0))
         counted[method] = parameter_count(build_model(recipe, own))
-    assert 0.97 * counted["FedPara"] < counted["low rank"] <= counted["FedPara"] < counted["original"] / 2
+    times = 2.1 if grid.overrides("FedPara", 0)["gamma"] == 0.5 else 2.5
+    assert 0.97 * counted["FedPara"] < counted["low rank"] <= counted["FedPara"] < counted["original"] / times
 
 
 # ------------------------------------------------------------------------------------------------- computed from inputs
