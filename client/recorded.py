@@ -8,25 +8,36 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fedpara.config import Training
+from fedpara.task import Batch
 
 from .methods import Method
+from .turns import TURNS, own_stream
 
 log = logging.getLogger("fedpara")
-Step = Callable[[tuple[Tensor, ...]], Tensor]
-Capture = Callable[[Callable[[], Tensor]], tuple[Callable[[], None], Tensor]]
+Step = Callable[[Batch], Tensor]
+Capture = Callable[[Callable[[], Tensor], torch.Generator, Any], tuple[Callable[[], None], Tensor]]
 WARM_UP = 3  # steps before recording: libraries choose their kernels, the optimiser makes its state
 
 
-def capture_graph(step: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
-    """A step as a CUDA graph: what replays it, and where its loss will lie."""
+def capture_graph(
+    step: Callable[[], Tensor], draws: torch.Generator, stream: torch.cuda.Stream
+) -> tuple[Callable[[], None], Tensor]:
+    """A step as a CUDA graph, recorded on this stream: what replays it, and where its loss will lie.
+
+    What it draws from this generator goes on from replay to replay. Graphs recorded on one stream share the scratch
+    memory of their matrix products (PyTorch issue 193402): those that run side by side need streams of their own.
+    """
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    if draws.device.type == "cuda":
+        graph.register_generator_state(draws)
+    with torch.cuda.graph(graph, stream=stream):
         loss = step()
     return graph.replay, loss
 
@@ -36,12 +47,18 @@ class Recorder:
 
     A client begins with the optimiser's state at zero, as a fresh one's is, so that it trains as `Stepper` alone would
     train it. A step that cannot be recorded is taken operation by operation from then on, with a warning.
+
+    After a recorded step, other clients of this process have their turn: their steps run beside it. Not where it draws
+    random numbers (dropout): every graph of a process finds the place in that sequence in one and the same memory.
     """
 
     def __init__(self, capture: Capture = capture_graph) -> None:
         self._capture = capture
         self._training: Training | None = None
         self._works = True
+        self._draws = False  # of torch's own random numbers, on the device
+        self._generator: torch.Generator | None = None
+        self._stream: torch.cuda.Stream | None = None
 
     @staticmethod
     def suits(method: Method | None, training: Training, shares: Sequence[float]) -> bool:
@@ -49,13 +66,30 @@ class Recorder:
         plain = method is None or not method.corrects
         return plain and not shares and not training.seconds and training.precision != "fp16"
 
+    def generator(self, device: torch.device) -> torch.Generator:
+        """Where recorded steps draw from on this device, for one client after another: seed it anew for each."""
+        if self._generator is None:
+            self._generator = torch.Generator(device)
+        return self._generator
+
     def begin(
-        self, model: nn.Module, training: Training, lr: float, make: Callable[[], tuple[torch.optim.Optimizer, Step]]
+        self,
+        model: nn.Module,
+        training: Training,
+        lr: float,
+        make: Callable[[], tuple[torch.optim.Optimizer, Step]],
+        *,
+        prepare: Callable[[Batch], Batch],
+        draws: torch.Generator,
     ) -> Step:
-        """Steps for the next client, at this learning rate; ``make`` builds what is kept, at the same rate."""
+        """Steps for the next client, at this learning rate; ``make`` builds what is kept, at the same rate.
+
+        A step begins with ``prepare``, which draws from ``draws``.
+        """
+        self._prepare, self._draws_from = prepare, draws
         if training != self._training:
             self._training, self._model = training, model
-            self._optimizer, self._step = make()
+            self._optimizer, self._train = make()
             self._recorded: dict[Any, tuple[list[Tensor], Callable[[], None], Tensor]] = {}
             self._rates = [group["lr"] / lr for group in self._optimizer.param_groups]
             _with_rate_on_device(self._optimizer)
@@ -64,7 +98,10 @@ class Recorder:
         self._set_rate(lr)
         return self._take
 
-    def _take(self, batch: tuple[Tensor, ...]) -> Tensor:
+    def _step(self, batch: Batch) -> Tensor:
+        return self._train(self._prepare(batch))
+
+    def _take(self, batch: Batch) -> Tensor:
         """A step; its loss, which the next step of this shape overwrites."""
         key = tuple((part.shape, part.dtype, part.stride()) for part in batch)
         if self._works and key not in self._recorded:
@@ -75,28 +112,43 @@ class Recorder:
         for own, part in zip(inputs, batch, strict=True):
             own.copy_(part)
         replay()
+        if not self._draws:
+            TURNS.pass_on()
         return loss
 
-    def _record(self, key: Any, batch: tuple[Tensor, ...]) -> None:
+    def wait(self, device: torch.device) -> None:
+        """Until the device has worked off what this client gave it."""
+        if device.type != "cuda":
+            return
+        with nullcontext() if self._draws else TURNS.away():
+            torch.cuda.current_stream(device).synchronize()
+
+    def _record(self, key: Any, batch: Batch) -> None:
         inputs = [part.clone() for part in batch]
         try:
+            if self._stream is None and inputs[0].device.type == "cuda":
+                self._stream = own_stream(inputs[0].device)
             self._warm_up(tuple(inputs))
-            self._recorded[key] = (inputs, *self._capture(lambda: self._step(tuple(inputs))))
+            replay, loss = self._capture(lambda: self._step(tuple(inputs)), self._draws_from, self._stream)
+            self._recorded[key] = inputs, replay, loss
         except RuntimeError as error:  # a loss that asks for values on the host, or an operation that has no graph
             self._works = False
             self._recorded.clear()
             log.warning("steps are not recorded, and slower for it: %s", str(error).partition("\n")[0])
 
-    def _warm_up(self, batch: tuple[Tensor, ...]) -> None:
+    def _warm_up(self, batch: Batch) -> None:
         """A few steps that leave no trace: weights, buffers, the optimiser's state and random numbers as before."""
         tensors = [*self._model.state_dict().values()]
         before = [own.clone() for own in tensors]
         held = {id(own): own.clone() for own in self._state()}
-        device = batch[0].device
+        device, place = batch[0].device, self._draws_from.get_state()
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             try:
-                _beside(device, lambda: [self._step(batch) for _ in range(WARM_UP)])
+                drawn = _drawn(device)
+                _beside(self._stream, lambda: [self._step(batch) for _ in range(WARM_UP)])
+                self._draws = self._draws or _drawn(device) != drawn
             finally:
+                self._draws_from.set_state(place)
                 for own, value in zip(tensors, before, strict=True):
                     own.copy_(value)
                 for own in self._state():  # zero where there was none: what a first step makes of it is the same
@@ -126,13 +178,17 @@ def _with_rate_on_device(optimizer: torch.optim.Optimizer) -> None:
             group["fused"], group["foreach"] = True, False
 
 
-def _beside(device: torch.device, run: Callable[[], object]) -> None:
-    """Run on a stream of its own, as CUDA wants it before a recording."""
-    if device.type != "cuda":
+def _drawn(device: torch.device) -> list[int]:
+    """How far the device's own sequence of random numbers has been used."""
+    return torch.cuda.get_rng_state(device).tolist() if device.type == "cuda" else []
+
+
+def _beside(stream: torch.cuda.Stream | None, run: Callable[[], object]) -> None:
+    """Run on another stream, as CUDA wants it before a recording."""
+    if stream is None:
         run()
         return
-    stream = torch.cuda.Stream(device)
-    stream.wait_stream(torch.cuda.current_stream(device))
+    stream.wait_stream(torch.cuda.current_stream(stream.device))
     with torch.cuda.stream(stream):
         run()
-    torch.cuda.current_stream(device).wait_stream(stream)
+    torch.cuda.current_stream(stream.device).wait_stream(stream)

@@ -20,7 +20,7 @@ from fedpara.errors import ConfigError
 from fedpara.sharing import load_shared_, local_names, shared_names, trained_parameters
 from fedpara.slices import narrow_
 from fedpara.task import ClientData, build_model, build_task
-from fedpara.wire import SETTINGS
+from fedpara.wire import LANE, SETTINGS
 
 from .recorded import Recorder
 
@@ -38,15 +38,20 @@ class Runtime:
         self.uplink = codec(self.recipe.uplink)
         self.share = 1.0  # of the common ranks
         self._narrowed: dict[float, Runtime] = {}
+        self._beside: dict[int, Runtime] = {}
+        # Kept, since the same process often serves a client again.
+        self.data = lru_cache(maxsize=1024)(self._client_data)
         self._take(build_model(self.recipe, self.task))
 
     def _take(self, model: nn.Module) -> None:
-        self.model = model
         self.initial = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         self.shared = {name: self.initial[name] for name in shared_names(model)}
         self.trained = {name: self.initial[name] for name in trained_parameters(model)}
         self.local = local_names(model)
-        self.model.to(self.device)
+        self._use(model)
+
+    def _use(self, model: nn.Module) -> None:
+        self.model = model.to(self.device)
         self.recorder = Recorder() if self.device.type == "cuda" else None
 
     def narrowed(self, share: float) -> Runtime:
@@ -76,10 +81,21 @@ class Runtime:
         found = sorted({share for share in self.recipe.rank_shares if 0 < share <= self.share})
         return found if len(found) > 1 else []
 
-    @lru_cache(maxsize=1024)  # noqa: B019  the runtime lives as long as its process
-    def data(self, client: str) -> ClientData:
-        """A client's data, on the device where it can be; kept, since the same process often serves it again."""
-        return self.task.client_data(client, self.recipe.clients).to(self.device)
+    def beside(self, lane: int) -> Runtime:
+        """The same with a model of its own, for one of several threads, built once; 0: this."""
+        if lane and lane not in self._beside:
+            twin = copy.copy(self)
+            twin._narrowed = {}
+            twin._use(copy.deepcopy(self.model))
+            self._beside[lane] = twin
+        return self._beside[lane] if lane else self
+
+    def _client_data(self, client: str) -> ClientData:
+        """A client's data, on the device where it can be."""
+        own = self.task.client_data(client, self.recipe.clients).to(self.device)
+        if self.device.type == "cuda":  # it may be read from another stream next
+            torch.cuda.current_stream(self.device).synchronize()
+        return own
 
     def restore(self, kept: dict[str, Tensor] | None, shared: dict[str, Tensor]) -> None:
         """Set the model: what was broadcast, joined with what this client keeps (its first values if never seen)."""
@@ -109,6 +125,7 @@ def runtime_for(settings: str, context: Context) -> Runtime:
     data_dir, threads = str(node_value(context, "data-dir") or ""), int(node_value(context, "threads") or 0)
     whole = _runtime(settings, data_dir, device, threads, float(node_value(context, "gpu-memory") or 0))
     torch.set_num_threads(whole.threads)
+    whole = whole.beside(int(context.node_config.get(LANE, 0)))
     return whole.narrowed(rank_share(whole, context))
 
 

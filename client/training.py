@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 
 import torch
@@ -18,8 +18,9 @@ from fedpara.layers import factorised_weights
 from fedpara.lean import spare_compiler
 from fedpara.sharing import local_names
 from fedpara.slices import at_share, drop_common_
-from fedpara.task import ClientData, Metrics, Task
+from fedpara.task import Batch, ClientData, Metrics, Task
 
+from .compiled import compiled_loss
 from .methods import Method
 from .recorded import Recorder
 
@@ -56,33 +57,58 @@ def train(
     model.train()
     lr = training.lr * training.lr_decay ** (round - 1)
 
+    recording = recorder if recorder and recorder.suits(method, training, shares) else None
+    where = getattr(data.train, "device", None)
+    recordable = task.prepare_recordable and where is not None and where.type == device.type
+    draws = _draws(generator, device, recording) if recordable else generator
+
+    def prepare(batch: Batch) -> Batch:
+        return placed(task.prepare(batch, draws), device)
+
     def make() -> tuple[torch.optim.Optimizer, Stepper]:
         optimizer = _optimizer(task, model, training, lr)
         return optimizer, Stepper(task, model, optimizer, method=method, training=training, device=device)
 
-    step: Callable[[tuple[torch.Tensor, ...]], torch.Tensor]
-    optimizer = None
-    if recorder and recorder.suits(method, training, shares):
-        step = recorder.begin(model, training, lr, make)
+    step: Callable[[Batch], torch.Tensor]
+    optimizer, inside = None, bool(recording) and recordable
+    if recording:
+        first = prepare if inside else tuple
+        step = recording.begin(model, training, lr, make, prepare=first, draws=draws)
     else:
         optimizer, stepper = make()
         step = partial(stepper, shares=shares)
     total, steps = torch.zeros((), device=device), 0
     end = time.monotonic() + training.seconds if training.seconds else math.inf
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with on(device), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         _seed(int(torch.randint(2**62, (), generator=generator)), device)
         for _ in range(training.epochs):
-            for indices in batches(count, training.batch_size, generator):
+            for indices in batches(count, training.batch_size, generator, where):
                 if steps and time.monotonic() > end:
                     break
-                total += step(placed(task.prepare(data.train.batch(indices), generator), device))
+                batch = data.train.batch(indices)
+                total += step(batch if inside else prepare(batch))
                 steps += 1
+        if recording:
+            recording.wait(device)
     if method and optimizer:
         method.finish(optimizer)
     values = {"loss": float(total) / steps}
     if training.seconds:
         values["work"] = steps / (training.epochs * len(batches(count, training.batch_size, generator)))
     return Metrics(count, values)
+
+
+def _draws(generator: torch.Generator, device: torch.device, recording: Recorder | None) -> torch.Generator:
+    """Where batches prepared on the device draw from: this generator; on a GPU one of its own, seeded by it."""
+    if device.type != "cuda":
+        return generator
+    own = recording.generator(device) if recording else torch.Generator(device)
+    return own.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+
+
+def on(device: torch.device) -> AbstractContextManager[object]:
+    """Make a GPU the one that streams and recordings are made on."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def _seed(seed: int, device: torch.device) -> None:
@@ -106,7 +132,7 @@ def _optimizer(task: Task, model: nn.Module, training: Training, lr: float) -> t
     return optimizer
 
 
-def placed(batch: tuple[torch.Tensor, ...], device: torch.device) -> tuple[torch.Tensor, ...]:
+def placed(batch: Batch, device: torch.device) -> Batch:
     """A batch on its device; images on a GPU with their channels last, as its convolutions are fastest."""
     if device.type != "cuda":
         return tuple(part.to(device) for part in batch)
@@ -150,9 +176,11 @@ def slow_down(optimizer: torch.optim.Optimizer, chosen: list[nn.Parameter], shar
             optimizer.add_param_group({**group, "params": own, "lr": share * group["lr"]})
 
 
-def batches(count: int, size: int, generator: torch.Generator) -> list[torch.Tensor]:
+def batches(
+    count: int, size: int, generator: torch.Generator, device: torch.device | None = None
+) -> list[torch.Tensor]:
     """Indices of one epoch in random order. A last batch of one joins its neighbour: batch norm cannot take it."""
-    parts = list(torch.randperm(count, generator=generator).split(size))
+    parts = list(torch.randperm(count, generator=generator).to(device, non_blocking=True).split(size))
     if len(parts) > 1 and len(parts[-1]) == 1:
         parts[-2:] = [torch.cat(parts[-2:])]
     return parts
@@ -182,14 +210,15 @@ class Stepper:
         training: Training,
         device: torch.device,
     ) -> None:
-        self._task, self._model, self._optimizer, self._method = task, model, optimizer, method
+        self._model, self._optimizer, self._method = model, optimizer, method
+        self._loss = compiled_loss(task, training.batch_size) if training.compile else task.loss
         self._clip = training.clip
         dtype = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[training.precision]
         self._autocast = torch.autocast(device.type, dtype) if dtype else nullcontext()
         self._scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         self.parts = 1
 
-    def __call__(self, batch: tuple[torch.Tensor, ...], shares: Sequence[float] = ()) -> torch.Tensor:
+    def __call__(self, batch: Batch, shares: Sequence[float] = ()) -> torch.Tensor:
         """Take a step; the batch's loss, of the widest model where there are shares, left on its device."""
         while True:
             try:
@@ -210,7 +239,7 @@ class Stepper:
         self._scaler.update()
         return loss
 
-    def _backward(self, batch: tuple[torch.Tensor, ...], shares: Sequence[float]) -> torch.Tensor:
+    def _backward(self, batch: Batch, shares: Sequence[float]) -> torch.Tensor:
         """Fresh gradients of the batch's loss, and the loss."""
         self._optimizer.zero_grad(set_to_none=True)
         if not shares:
@@ -223,21 +252,21 @@ class Stepper:
                 drop_common_(self._model, narrower)
         return losses[0]
 
-    def _add_in_parts(self, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    def _add_in_parts(self, batch: Batch) -> torch.Tensor:
         if self.parts == 1:
             return self._add_gradients(batch)
         parts = parts_of(batch, self.parts)
         return torch.stack([self._add_gradients(part, len(part[0]) / len(batch[0])) for part in parts]).sum()
 
-    def _add_gradients(self, batch: tuple[torch.Tensor, ...], weight: float | None = None) -> torch.Tensor:
+    def _add_gradients(self, batch: Batch, weight: float | None = None) -> torch.Tensor:
         with self._autocast:
-            loss = self._task.loss(self._model, batch)
+            loss = self._loss(self._model, batch)
             loss = loss if weight is None else weight * loss
         self._scaler.scale(loss).backward()
         return loss.detach()
 
 
-def parts_of(batch: tuple[torch.Tensor, ...], count: int) -> Iterator[tuple[torch.Tensor, ...]]:
+def parts_of(batch: Batch, count: int) -> Iterator[Batch]:
     """A batch in so many parts, or as many as its smallest tensor has rows."""
     count = max(1, min(count, *map(len, batch)))
     return zip(*(part.tensor_split(count) for part in batch), strict=True)

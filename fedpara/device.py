@@ -39,9 +39,12 @@ def cap_memory(device: torch.device, gib: float) -> None:
 
 
 def set_precision(device: torch.device, precision: str) -> None:
-    """Let this process's GPU round the factors of float32 products to TF32's 10 bits, or not."""
+    """Let this process's GPU round the factors of float32 products to TF32's 10 bits, or not.
+
+    Where training is in half precision they may be: so networks are judged, and TF32 has the finer mantissa.
+    """
     if device.type == "cuda":
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision != "fp32"
 
 
 def _available() -> str:

@@ -44,6 +44,11 @@ class TensorExamples:
     def __len__(self) -> int:
         return len(self.tensors[0])
 
+    @property
+    def device(self) -> torch.device:
+        """Where they lie, and their indices had better."""
+        return self.tensors[0].device
+
     def batch(self, indices: Tensor) -> Batch:
         return tuple(tensor[indices.to(tensor.device, non_blocking=True)] for tensor in self.tensors)
 
@@ -155,6 +160,15 @@ class Task(ABC):
     def prepare(self, batch: Batch, generator: torch.Generator) -> Batch:
         """A training batch made ready: scaled, and augmented with synthetic variation drawn from ``generator``."""
         return batch
+
+    @property
+    def prepare_recordable(self) -> bool:
+        """Whether :meth:`prepare` takes the same operations for every batch of a size, on the batch's device.
+
+        It must draw from ``generator`` alone, on that generator's device, and not look at values. Then a GPU records it
+        with the step (a CUDA graph), and the generator given is one of the GPU's own.
+        """
+        return False
 
     def example_input(self) -> Batch | None:
         """What ``model(*inputs)`` takes, for two examples or more: exports trace the network with it, and compare."""

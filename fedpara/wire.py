@@ -24,6 +24,7 @@ SAYS = " says: "  # between a client's name and why it does not take part, in it
 LATE = 60.0  # seconds after a round's deadline for which Flower keeps a message: what comes so late is still counted
 RETRY = "retry"  # set in a message that is sent again
 OWN_PROCESS = "own-process"  # key of the config of a node that starts a process for every message
+LANE = "lane"  # key of the config of a node that trains beside others of its process: which of its threads it is
 NOT_HELD = 1002  # error code of a client that lacks the model which a broadcast is the difference to
 EVALUATION = "eval-"  # prefix of what a client measured on the model it received
 SECONDS = "seconds-"  # prefix of how long a client took: to start, to decode, to train, to encode

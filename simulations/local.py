@@ -4,29 +4,25 @@ from __future__ import annotations
 
 import math
 import multiprocessing.connection
-import signal
-import sys
 import time
-import types
 import uuid
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import Context, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedpara import forkserver
-from fedpara.app import code_hash, find_recipe, load
+from fedpara.app import code_hash, find_recipe
 from fedpara.config import Recipe, read_recipe
 from fedpara.device import cores, find_device
-from fedpara.errors import ConfigError, whereabouts
+from fedpara.errors import ConfigError
 from fedpara.live import LiveTable
 from fedpara.loggers import observed
 from fedpara.run import Run, fresh_name
@@ -35,23 +31,27 @@ from server.federation import Federation, Observer
 
 from . import lane
 from .interrupt import stoppable
+from .workers import RUN_ID, SERVER_NODE, ProcessWorker, ThreadWorker, call_client, identify
 
-RUN_ID, SERVER_NODE = 1, 1
 NEWCOMER = 2**20  # longer than any client has ever taken
-FAILED = 2  # the code with which Flower marks a ClientApp that raised
+SIDE_BY_SIDE = 4  # clients that train at once on a GPU (simulations/benchmarks/RESULTS.md)
 
 
 class LocalGrid(Grid):
     """Delivers messages to the ClientApp by calling it: node ``i + 2`` is the population's client ``i``.
 
-    With ``workers == 1`` clients train in this process, when their reply is asked for; with more, in processes that
-    keep their data and models warm.
+    With ``workers == 1`` clients train in this thread, when their reply is asked for; with more, in workers that keep
+    their data and models warm, each made by ``start`` from its number.
     """
 
     pull_interval = 0.0  # pulling waits by itself
 
     def __init__(
-        self, population: Iterable[str], node_config: Mapping[str, str | int], workers: int, preload: str
+        self,
+        population: Iterable[str],
+        node_config: Mapping[str, str | int],
+        workers: int,
+        start: Callable[[int], ProcessWorker | ThreadWorker],
     ) -> None:
         self.clients = {name: place + SERVER_NODE + 1 for place, name in enumerate(population)}
         self._node_config = dict(node_config)
@@ -59,12 +59,12 @@ class LocalGrid(Grid):
         self._waiting: deque[Message] = deque()
         self._replies: dict[str, Message] = {}
         self._took: dict[int, float] = {}  # seconds of each node's last answer
-        self._workers, self._preload = (workers if workers > 1 else 0), preload
+        self._workers, self._start = (workers if workers > 1 else 0), start
 
     @cached_property
-    def _pool(self) -> list[_Worker]:
+    def _pool(self) -> list[ProcessWorker | ThreadWorker]:
         """Started with the first message: meanwhile the process that they are forked from imports what they need."""
-        return [_Worker(self._preload) for _ in range(self._workers)]
+        return [self._start(number) for number in range(self._workers)]
 
     def get_node_ids(self) -> Iterable[int]:
         return list(self.clients.values())
@@ -164,99 +164,6 @@ class LocalGrid(Grid):
         self._replies[reply.metadata.reply_to_message_id] = reply
 
 
-def call_client(message: Message, context: Context) -> tuple[Message, RecordDict]:
-    """Call the ClientApp as Flower does: what it raises becomes an error reply."""
-    app = load("client.app").app
-    try:
-        reply = app(message, context)
-    except Exception as error:
-        reply = Message(Error(FAILED, f"{type(error).__name__}: {error} ({whereabouts(error)})"), reply_to=message)
-    return reply, context.state
-
-
-class _Worker:
-    """A process that trains one client at a time, started afresh if it dies."""
-
-    def __init__(self, preload: str) -> None:
-        self._preload = preload
-        self.job: Message | None = None
-        self.since = 0.0  # when it was given its job
-        self._start()
-
-    def _start(self) -> None:
-        # A fork of this process would inherit its threads' locks; the fork server is a clean process to fork from.
-        context = forkserver.start()
-        self.connection, other = context.Pipe()
-        self._process = context.Process(target=_work, args=(other, self._preload), daemon=True)  # type: ignore[attr-defined]
-        with _without_main():
-            self._process.start()
-        other.close()
-        memory = lane.shared()
-        self._lane = lane.Lane(self.connection, memory)
-        with suppress(BrokenPipeError, ConnectionResetError):
-            lane.send_handle(self.connection, memory, self._process.pid)
-
-    def send(self, message: Message, context: Context) -> None:
-        self.job, self.since = message, time.monotonic()
-        with suppress(BrokenPipeError, ConnectionResetError):  # a dead process is noticed when its reply is read
-            self._lane.send((message, context))
-
-    def receive(self) -> tuple[Message, RecordDict]:
-        message, self.job = self.job, None
-        assert message is not None
-        try:
-            return self._lane.receive()
-        except (EOFError, OSError):
-            self._lane.close()
-            self._process.join(5)
-            reason = f"the process that trained this client ended with code {self._process.exitcode}"
-            self._start()
-            return Message(Error(FAILED, reason), reply_to=message), RecordDict()
-
-    def hang_up(self) -> None:
-        """Close the pipe, whereupon the process ends."""
-        self._lane.close()
-
-    def end(self) -> None:
-        """Wait until the process has ended; not for ever."""
-        self._process.join(0.5)
-        if self._process.is_alive():
-            self._process.terminate()
-            self._process.join(5)
-
-
-@contextmanager
-def _without_main() -> Iterator[None]:
-    """Keep a new process from running the caller's script again: workers need nothing of it.
-
-    So `fedpara.simulate` works in a script without an ``if __name__ == "__main__"`` and in a notebook.
-    """
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
-
-
-def _work(connection: Connection, preload: str) -> None:
-    """A worker's life: a message in, a reply out, until the pipe closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of a terminal; the server decides
-    torch.set_num_threads(1)
-    _identify()
-    load_task(preload)
-    with suppress(EOFError, BrokenPipeError, ConnectionResetError, KeyboardInterrupt):
-        line = lane.Lane(connection, lane.receive_handle(connection))
-        while True:
-            message, context = line.receive()
-            line.send(call_client(message, context))
-
-
-def _identify() -> None:
-    """Flower's Message asks who it is sent by; outside a Flower process nobody has said."""
-    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = RUN_ID, SERVER_NODE, 0
-
-
 @contextmanager
 def local_grid(recipe: Recipe, state_dir: Path, task: Task | None = None) -> Iterator[LocalGrid]:
     """A LocalGrid for a recipe; its workers end with the block, and this process computes as before."""
@@ -265,14 +172,14 @@ def local_grid(recipe: Recipe, state_dir: Path, task: Task | None = None) -> Ite
     grid = None
     try:
         torch.set_num_threads(1)  # cores are for the clients; and sums have one order, however many train
-        _identify()
-        device = str(find_device(recipe.device))
+        identify()
+        device = find_device(recipe.device)
         workers = count_workers(recipe, device)
-        if workers > 1:
+        if workers > 1 and device.type == "cpu":
             forkserver.start()  # it imports while this process reads its data
         node_config: dict[str, str | int] = {
             "data-dir": recipe.data_dir,
-            "device": device,
+            "device": str(device),
             "state-dir": str(state_dir),
             "threads": recipe.threads,
         }
@@ -280,7 +187,11 @@ def local_grid(recipe: Recipe, state_dir: Path, task: Task | None = None) -> Ite
         if not population:
             where = f"data_dir = '{recipe.data_dir}'" if recipe.data_dir else "data_dir, which is not given"
             raise ConfigError(f"task '{recipe.task}' finds no clients: its population() is empty; look at {where}")
-        grid = LocalGrid(population, node_config, workers, recipe.task)
+
+        def start(number: int) -> ProcessWorker | ThreadWorker:
+            return ProcessWorker(recipe.task) if device.type == "cpu" else ThreadWorker(number, device)
+
+        grid = LocalGrid(population, node_config, workers, start)
         yield grid
     finally:
         if grid is not None:
@@ -289,13 +200,15 @@ def local_grid(recipe: Recipe, state_dir: Path, task: Task | None = None) -> Ite
         TaskIdentity._run_id, TaskIdentity._node_id, TaskIdentity._task_id = before
 
 
-def count_workers(recipe: Recipe, device: str) -> int:
-    """Processes to train in: as many as asked for, else one a core; this one alone for a GPU or a script's own task."""
-    if load_task(recipe.task).__module__ == "__main__":
+def count_workers(recipe: Recipe, device: torch.device) -> int:
+    """Clients that train at once: as many as asked for, else one a core, and a few on a GPU.
+
+    One, in this thread, where another process could not know the task; and on devices that have no streams.
+    """
+    if device.type == "mps" or (device.type == "cpu" and load_task(recipe.task).__module__ == "__main__"):
         return 1  # a class defined in a script or notebook is not known to another process
-    if recipe.workers:
-        return min(recipe.workers, recipe.cohort)
-    return 1 if device != "cpu" else max(1, min(cores() // recipe.threads, recipe.cohort))
+    own = SIDE_BY_SIDE if device.type == "cuda" else max(1, cores() // recipe.threads)
+    return min(recipe.workers or own, recipe.cohort)
 
 
 def simulate(

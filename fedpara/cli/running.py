@@ -106,7 +106,7 @@ def _profile(run: Any, local: Any) -> None:
     from ..device import find_device
     from ..profile import table
 
-    text = table(run.rounds, local.count_workers(run.recipe, str(find_device(run.recipe.device))))
+    text = table(run.rounds, local.count_workers(run.recipe, find_device(run.recipe.device)))
     replace_file(run.folder / "profile.txt", f"{text}\n".encode())
     click.echo(text)
 

@@ -103,24 +103,27 @@ def _check(images: Tensor, labels: Tensor, num_classes: int) -> None:
 def _shift(images: Tensor, draws: Tensor, config: Augmentation) -> Tensor:
     """Moves each image by whole pixels: out[y, x] = in[y + dy, x + dx]."""
     height, width = images.shape[-2:]
-    offsets = ((2 * config.shift + 1) * draws).long() - config.shift
-    rows, row_ok = _sources(offsets[:, 0], height, config.pad)
-    columns, column_ok = _sources(offsets[:, 1], width, config.pad)
-    flat = (rows[:, :, None] * width + columns[:, None, :]).flatten(1)
-    moved = images.flatten(2).gather(2, flat[:, None].expand(-1, images.shape[1], -1)).view(images.shape)
-    if config.pad == "reflect":
-        return moved
-    return moved.masked_fill(~(row_ok[:, None, :, None] & column_ok[:, None, None, :]), 0)
+    offsets = ((2 * config.shift + 1) * draws).long()  # from -shift, in each direction
+    if config.pad == "zero":
+        images = F.pad(images, (config.shift,) * 4)
+        rows, columns = _run(offsets[:, 0], height), _run(offsets[:, 1], width)
+    else:
+        rows = _mirrored(_run(offsets[:, 0] - config.shift, height), height)
+        columns = _mirrored(_run(offsets[:, 1] - config.shift, width), width)
+    places = (rows[:, :, None] * images.shape[-1] + columns[:, None, :]).view(len(images), 1, -1)
+    moved = images.flatten(2).gather(2, places.expand(-1, images.shape[1], -1))
+    return moved.view(*images.shape[:2], height, width)
 
 
-def _sources(offsets: Tensor, size: int, pad: str) -> tuple[Tensor, Tensor]:
-    """The index that each of `size` places takes its value from, (B, size), and whether it lies inside."""
-    index = torch.arange(size, device=offsets.device) + offsets[:, None]
-    inside = (index >= 0) & (index < size)
-    if pad == "zero":
-        return index.clamp(0, size - 1), inside
-    index = index.remainder(2 * size)  # mirrored at the edges, over and over where the shift is larger than the image
-    return torch.minimum(index, 2 * size - 1 - index), inside
+def _run(starts: Tensor, size: int) -> Tensor:
+    """`size` places in a row from each start, (B, size)."""
+    return torch.arange(size, device=starts.device) + starts[:, None]
+
+
+def _mirrored(places: Tensor, size: int) -> Tensor:
+    """Places outside, mirrored at the edges, over and over where a shift is larger than the image."""
+    places = places.remainder(2 * size)
+    return torch.minimum(places, 2 * size - 1 - places)
 
 
 def _warp(images: Tensor, draws: Tensor, config: Augmentation, generator: torch.Generator) -> Tensor:

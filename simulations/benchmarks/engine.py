@@ -3,9 +3,10 @@
 `whole`: the same network, clients and epochs, in whole commands one after the other, again and again: this framework,
 no framework at all, Flower's own simulation, and pfl-research where --pfl names a Python that has it (`pip install
 torch==2.13.0 pfl` in an environment of its own). `clients`: what a client costs beside its training, by the size of the
-model and of the cohort. `population`: a round of ten clients of a hundred, and of a
-hundred thousand. `mean`: aggregating 100 updates of ten million parameters, in the time of reading them once, and the
-memory that it takes. pfl-research trains in one process, in which it is fastest. On real CIFAR-10.
+model and of the cohort. `population`: a round of ten clients of a hundred, and of a hundred thousand. `mean`:
+aggregating 100 updates of ten million parameters, in the time of reading them once, and the memory that it takes.
+`gpu`: the paper's round on a GPU, where there is one. pfl-research trains in one process, in which it is fastest. On
+real CIFAR-10.
 """
 
 from __future__ import annotations
@@ -33,9 +34,10 @@ import fedpara as fp
 from fedpara.aggregate import StreamingMean
 from fedpara.config import read_recipe
 from fedpara.data import load_dataset
-from fedpara.live import LiveTable
 
+from . import gpu
 from .engines import workload
+from .gpu import Silent
 
 HERE = Path(__file__).parent / "engines"
 ROOT = HERE.parent.parent.parent
@@ -161,14 +163,6 @@ def _cell(values: list[float], column: str) -> str:
 # -------------------------------------------------------------------------------------------------- what a client costs
 
 
-class _Silent(LiveTable):
-    def started(self, *arguments: object) -> None: ...
-
-    def finished_round(self, row: object) -> None: ...
-
-    def finished(self, *arguments: object) -> None: ...
-
-
 def clients(options: argparse.Namespace) -> None:
     """A client of next to no training, the median of rounds after the first; copying its model once beside it."""
     columns = ("parameters", "clients a round", "ms a client", "ms to copy the model", "copies")
@@ -195,7 +189,7 @@ def _idle(options: argparse.Namespace, **changes: int) -> list[dict[str, Any]]:
     """The rounds of a federation whose clients have next to nothing to do."""
     recipe = read_recipe(HERE / "idle.toml", {**changes, "workers": options.processes, "task": str(HERE / "idle.py")})
     with tempfile.TemporaryDirectory() as name:
-        run = fp.simulate(recipe, folder=Path(name) / "run", observer=_Silent())
+        run = fp.simulate(recipe, folder=Path(name) / "run", observer=Silent())
         return list(run.rounds)
 
 
@@ -246,7 +240,7 @@ def _memory(name: str) -> float:
 
 
 def main() -> None:
-    parts = {"whole": whole, "clients": clients, "population": population, "mean": mean}
+    parts = {"whole": whole, "clients": clients, "population": population, "mean": mean, "gpu": gpu.measure}
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("parts", nargs="*", choices=[*parts, []], help="all when none is named")
     parser.add_argument("--processes", type=int, default=2)

@@ -23,7 +23,7 @@ from tests.conftest import SMALL, Silent, needs_cuda
 CPU = torch.device("cpu")
 
 
-def again(step):
+def again(step, draws=None, stream=None):
     """A recording for a device that has none: replaying takes the step, into the same place."""
     loss = torch.zeros(())
 
@@ -36,8 +36,8 @@ def again(step):
 class Toy:
     """Just what training asks of a task."""
 
-    def __init__(self, adam=False):
-        self.adam = adam
+    def __init__(self, adam=False, recordable=False):
+        self.adam, self.prepare_recordable = adam, recordable
 
     def optimizer(self, model, training, lr):
         if self.adam:
@@ -46,7 +46,8 @@ class Toy:
 
     def prepare(self, batch, generator):
         images, labels = batch
-        return images + 0.01 * torch.randn(images.shape, generator=generator).to(images.device), labels
+        noise = torch.randn(images.shape, generator=generator, device=generator.device)
+        return images + 0.1 * noise.to(images.device), labels
 
     def loss(self, model, batch):
         return nn.functional.cross_entropy(model(batch[0]), batch[1])
@@ -94,12 +95,13 @@ def same(one, other):
         assert all(torch.equal(own, twin[name]) for name, own in state.items())
 
 
+@pytest.mark.parametrize("recordable", [False, True])
 @pytest.mark.parametrize("adam", [False, True])
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_every_client_trains_as_step_by_step_to_the_bit(adam, momentum):
+def test_every_client_trains_as_step_by_step_to_the_bit(adam, momentum, recordable):
     training = Training(epochs=2, batch_size=8, lr=0.05, lr_decay=0.5, momentum=momentum, clip=1.0)
     shown = Recorder(again)
-    same(rounds(Toy(adam), training, None), rounds(Toy(adam), training, shown))
+    same(rounds(Toy(adam), training, None), rounds(Toy(adam, recordable), training, shown))
     assert len(shown._recorded) == 2  # of 8 images and of 3
 
 
@@ -111,7 +113,7 @@ def test_half_precision_and_personal_rates_too():
 def test_a_recording_is_used_again_and_not_made_anew_for_each_client():
     calls = []
 
-    def counted(step):
+    def counted(step, draws, stream):
         calls.append(1)
         return again(step)
 
@@ -120,7 +122,7 @@ def test_a_recording_is_used_again_and_not_made_anew_for_each_client():
 
 
 def test_a_step_that_cannot_be_recorded_is_taken_all_the_same(caplog):
-    def never(step):
+    def never(step, draws, stream):
         raise RuntimeError("operation not permitted when stream is capturing\nand a page more")
 
     training = Training(batch_size=8, lr=0.05, momentum=0.5)
@@ -150,7 +152,7 @@ def test_plain_training_is():
 
 
 def test_a_method_that_corrects_gradients_goes_round_the_recorder():
-    def never(step):
+    def never(step, draws, stream):
         raise AssertionError("recorded")
 
     training = Training(batch_size=8, lr=0.05)
@@ -158,12 +160,13 @@ def test_a_method_that_corrects_gradients_goes_round_the_recorder():
 
 
 @needs_cuda
+@pytest.mark.parametrize("recordable", [False, True])
 @pytest.mark.parametrize("adam", [False, True])
-def test_graphs_train_as_step_by_step(adam):
-    device = torch.device("cuda")
+def test_graphs_train_as_step_by_step(adam, recordable):
+    device, task = torch.device("cuda", 0), Toy(adam, recordable)
     training = Training(epochs=2, batch_size=8, lr=0.05, lr_decay=0.5, momentum=0.9)
     recorder = Recorder(capture_graph)
-    pairs = zip(rounds(Toy(adam), training, None, device), rounds(Toy(adam), training, recorder, device), strict=True)
+    pairs = zip(rounds(task, training, None, device), rounds(task, training, recorder, device), strict=True)
     assert recorder._works
     for (state, loss), (twin, its) in pairs:
         assert loss == pytest.approx(its, rel=1e-2)

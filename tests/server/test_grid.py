@@ -27,7 +27,8 @@ from fedpara.task import build_model, build_task
 from fedpara.wire import ARRAYS, CONFIG, ROUND
 from server.grid import CodedGrid
 from server.messages import Sizes
-from simulations.local import _identify, local_grid
+from simulations.local import local_grid
+from simulations.workers import identify
 from tests.conftest import SMALL, Silent
 from tests.server.test_faults import Tampering, with_state
 
@@ -160,7 +161,7 @@ def test_message_bytes_are_the_serialised_object_tree_and_little_more_than_a_meg
     st.text(max_size=300),
 )
 def test_a_size_follows_from_lengths_alone(blobs, figures, node, text):
-    _identify()
+    identify()
 
     def message(fill):
         arrays = {f"a{place}": Array("uint8", (len(blob),), "x", fill(blob)) for place, blob in enumerate(blobs)}
@@ -178,7 +179,7 @@ def test_a_size_follows_from_lengths_alone(blobs, figures, node, text):
 
 
 def test_equal_chunks_travel_once_and_are_no_measure_of_others():
-    _identify()
+    identify()
 
     def message(data):
         return Message(RecordDict({ARRAYS: ArrayRecord({"w": Array("uint8", (len(data),), "x", data)})}), 2, "train")
