@@ -11,22 +11,25 @@ from torch import Tensor, nn
 from fedpara.task import Batch, Task
 
 log = logging.getLogger("fedpara")
+SIZES = 2  # of batches, that are compiled for
 
 
 class CompiledLoss:
-    """``task.loss``, compiled for full batches; the last and smaller one of an epoch is not worth the compiling.
+    """``task.loss``, compiled for full batches and one other size: that of an epoch's last, where clients are equal.
 
-    Where nothing can be compiled (no C++ compiler), the loss is computed as it is written, with a warning. Models that
-    are copies of one another share what was compiled.
+    More sizes are not worth the compiling. Where nothing can be compiled (no C++ compiler), the loss is computed as it
+    is written, with a warning. Models that are copies of one another share what was compiled.
     """
 
     def __init__(self, task: Task, size: int) -> None:
-        self._plain, self._size = task.loss, size
+        self._plain, self._sizes = task.loss, {size}
         self._compiled = torch.compile(task.loss, dynamic=False)
         self._works = True
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
-        if self._works and len(batch[0]) == self._size:
+        if len(self._sizes) < SIZES:
+            self._sizes.add(len(batch[0]))
+        if self._works and len(batch[0]) in self._sizes:
             try:
                 return self._compiled(model, batch)
             except torch._dynamo.exc.TorchDynamoException as error:

@@ -127,7 +127,7 @@ class Recorder:
         inputs = [part.clone() for part in batch]
         try:
             if self._stream is None and inputs[0].device.type == "cuda":
-                self._stream = own_stream(inputs[0].device)
+                self._stream = own_stream(inputs[0].device, self)
             self._warm_up(tuple(inputs))
             replay, loss = self._capture(lambda: self._step(tuple(inputs)), self._draws_from, self._stream)
             self._recorded[key] = inputs, replay, loss
@@ -176,6 +176,8 @@ def _with_rate_on_device(optimizer: torch.optim.Optimizer) -> None:
         if device.type == "cuda":
             group["lr"] = torch.tensor(group["lr"], device=device)
             group["fused"], group["foreach"] = True, False
+            if "capturable" in group:  # Adam would not be recorded without
+                group["capturable"] = True
 
 
 def _drawn(device: torch.device) -> list[int]:

@@ -80,18 +80,18 @@ class Turns:
 
 
 TURNS = Turns()  # this process's
-_taken: weakref.WeakSet[torch.cuda.Stream] = weakref.WeakSet()
+_streams: weakref.WeakValueDictionary[int, object] = weakref.WeakValueDictionary()  # whose each is
 
 
-def own_stream(device: torch.device) -> torch.cuda.Stream:
-    """A stream that nobody else here has, for as long as it is held: torch deals out some dozens again and again.
+def own_stream(device: torch.device, owner: object) -> torch.cuda.Stream:
+    """A stream that nobody else here has while its owner lives: torch deals out some dozens, again and again.
 
     Raises RuntimeError where all are taken.
     """
     for _ in range(256):
         stream = torch.cuda.Stream(device)
-        if stream not in _taken:
-            _taken.add(stream)
+        if stream.cuda_stream not in _streams:
+            _streams[stream.cuda_stream] = owner
             return stream
     raise RuntimeError("every stream of this device is taken: let fewer clients train at once")
 

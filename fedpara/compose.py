@@ -2,7 +2,8 @@
 
 X is (out, R), Y is (in, R), a convolution's core T is (R, k..., R). Both forms are one: W = (A1 B1) ⊙ (A2 B2) with
 A = X, (out, R), and B = Yᵀ, or for a convolution B = T ×₂ Y unfolded to (R, in·k...). The kernel's dimensions are put
-behind in B, which has R rows, so that W lands contiguous, (out, in, k...), without a permuted copy of its own.
+behind in B, which has R rows, so that W lands contiguous, (out, in, k...), without a permuted copy of its own; on a
+GPU with its channels innermost, (out, k..., in), as the convolutions there take it.
 
 The Hadamard product has a forward and a backward of its own. Both go over W in tiles that stay in a core's cache, and
 keep the factors alone: W1 and W2 are computed again in the backward pass and never exist as a whole. The
@@ -13,7 +14,6 @@ own graph costs less than ours.
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -37,7 +37,7 @@ SMALL = 3 * 2**16  # numbers in a weight up to which torch's own graph is faster
 
 def low_rank(x: Tensor, y: Tensor, t: Tensor | None = None) -> Tensor:
     """W = X Yᵀ, (out, in); with a core W = T ×₁ X ×₂ Y, (out, in, k...) (FedPara, Prop. 3; Tucker-2)."""
-    return (x @ _unfolded(y, t)).reshape(_dense_shape(x, y, t))
+    return _folded(x @ _unfolded(y, t), x, y, t)
 
 
 def fedpara(
@@ -62,22 +62,38 @@ def pfedpara(x1: Tensor, y1: Tensor, x2: Tensor, y2: Tensor, *cores: Tensor) -> 
 
 
 def _unfolded(y: Tensor, t: Tensor | None) -> Tensor:
-    """B of one pair: Yᵀ, or T ×₂ Y as (R, in·k...)."""
-    return y.mT if t is None else (t @ y.mT).movedim(-1, 1).flatten(1)
+    """B of one pair: Yᵀ, or T ×₂ Y as (R, in·k...), on a GPU (R, k...·in)."""
+    if t is None:
+        return y.mT
+    core = t @ y.mT
+    return (core if _channels_last(t) else core.movedim(-1, 1)).flatten(1)
 
 
-def _dense_shape(x: Tensor, y: Tensor, t: Tensor | None) -> tuple[int, ...]:
-    return (x.shape[0], y.shape[0], *(t.shape[1:-1] if t is not None else ()))
+def _folded(rows: Tensor, x: Tensor, y: Tensor, t: Tensor | None) -> Tensor:
+    """W, (out, in, k...), of the matrix that was composed."""
+    sides = () if t is None else tuple(t.shape[1:-1])
+    if sides and t is not None and _channels_last(t):
+        return rows.reshape(x.shape[0], *sides, y.shape[0]).movedim(-1, 1)
+    return rows.reshape(x.shape[0], y.shape[0], *sides)
+
+
+def _rows(base: Tensor, t: Tensor | None) -> Tensor:
+    """A dense weight as the matrix that is composed."""
+    return (base.movedim(1, -1) if t is not None and _channels_last(t) else base).reshape(base.shape[0], -1)
+
+
+def _channels_last(like: Tensor) -> bool:
+    """Whether kernels are composed with their channels innermost, as a GPU's convolutions take them without a copy."""
+    return like.device.type == "cuda"
 
 
 def _hadamard(form: Form, pairs: tuple[Tensor, ...], cores: tuple[Tensor, ...], base: Tensor | None) -> Tensor:
     x1, y1, x2, y2 = pairs
     t1, t2 = cores or (None, None)
     factors = (x1, _unfolded(y1, t1), x2, _unfolded(y2, t2))
-    shape = _dense_shape(x1, y1, t1)
-    rows = None if base is None else base.reshape(x1.shape[0], -1)
-    plainly = math.prod(shape) <= SMALL or needs_plain(*factors)
-    return (plain if plainly else _fast)(form, rows, *factors).reshape(shape)
+    rows = None if base is None else _rows(base, t1)
+    plainly = x1.shape[0] * factors[1].shape[1] <= SMALL or needs_plain(*factors)
+    return _folded((plain if plainly else _fast)(form, rows, *factors), x1, y1, t1)
 
 
 def plain(form: Form, base: Tensor | None, *factors: Tensor) -> Tensor:

@@ -127,7 +127,7 @@ class ThreadWorker:
         self.since = 0.0  # when it was given its job
         self.connection, self._done = multiprocessing.Pipe(duplex=False)  # says that the answer is there
         self._given: queue.SimpleQueue[tuple[Message, Context] | None] = queue.SimpleQueue()
-        stream = torch.cuda.stream(own_stream(device)) if device.type == "cuda" else nullcontext()
+        stream = torch.cuda.stream(own_stream(device, self)) if device.type == "cuda" else nullcontext()
         self._thread = threading.Thread(target=self._serve, args=(number, stream), daemon=True)
         self._thread.start()
 

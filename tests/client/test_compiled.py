@@ -33,14 +33,18 @@ def compiler(monkeypatch):
     compiled_loss.cache_clear()
 
 
-def test_training_is_the_same_and_compiled_once(compiler):
+def test_training_is_the_same_and_compiled_for_two_sizes_of_batch(compiler):
     plain, compiled = Training(batch_size=8, lr=0.05, epochs=2), Training(batch_size=8, lr=0.05, epochs=2, compile=True)
     ends = zip(rounds(Toy(), plain, None), rounds(Toy(), compiled, Recorder(again)), strict=True)
     for (state, loss), (twin, its) in ends:
         assert loss == pytest.approx(its, rel=1e-4)
         for name, own in state.items():
             torch.testing.assert_close(own, twin[name], rtol=1e-3, atol=1e-4)
-    assert len(compiler) == 1  # of full batches; the last of an epoch is smaller
+    assert len(compiler) == 2  # full batches, and the last of an epoch
+    loss = compiled_loss(Toy(), 8)
+    for size in (8, 3, 5, 4):
+        loss(nn.Sequential(nn.Flatten(), nn.Linear(12, 5)), (torch.randn(size, 3, 2, 2), torch.arange(size) % 5))
+    assert loss._sizes == {8, 3}
 
 
 @pytest.mark.parametrize("config", [FedPara(gamma=0.3, activation="tanh"), FedPara(gamma=0.3), LowRank(gamma=0.3)])

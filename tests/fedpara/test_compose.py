@@ -20,11 +20,13 @@ from tests import reference
 SMALL = compose.SMALL
 
 
-@pytest.fixture(autouse=True, scope="module")
-def own_way() -> Iterator[None]:
-    """In these tests small weights too go the library's own way, not through torch's graph."""
+@pytest.fixture(autouse=True, scope="module", params=["cpu", "as on a GPU"])
+def own_way(request: pytest.FixtureRequest) -> Iterator[None]:
+    """In these tests small weights too go the library's own way, not through torch's graph; kernels in both layouts."""
     patch = pytest.MonkeyPatch()
     patch.setattr(compose, "SMALL", 0)
+    if request.param != "cpu":
+        patch.setattr(compose, "_channels_last", lambda like: True)
     yield
     patch.undo()
 
@@ -116,8 +118,8 @@ def test_gradcheck(both: tuple[Pair, Pair], activation: str | None) -> None:
 @given(pairs((1, 2, 3)))
 def test_a_convolutions_weight_lies_as_a_dense_one(both: tuple[Pair, Pair]) -> None:
     # Contiguous: the layer then computes in the format of its input, as the dense layer does.
-    assert compose.fedpara(*stored(*both)).is_contiguous()
-    assert compose.low_rank(*both[0][:2], *(t.movedim(1, -1) for t in both[0][2:])).is_contiguous()
+    for weight in (compose.fedpara(*stored(*both)), compose.low_rank(*both[0][:2], *stored(*both)[4:5])):
+        assert (weight.movedim(1, -1) if compose._channels_last(weight) else weight).is_contiguous()
 
 
 @pytest.mark.parametrize("kernel", [(), (3, 3)])

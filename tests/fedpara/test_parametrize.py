@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 from torch.nn.utils import parametrize as torch_parametrize
 
+from fedpara import compose
 from fedpara.errors import ConfigError
+from fedpara.layers import filled_up
 from fedpara.models import CNN, VGG16
 from fedpara.parametrize import (
     FedPara,
@@ -983,6 +985,32 @@ def test_factorising_twice_is_refused_but_other_layers_may_follow() -> None:
         parametrize_(model, LowRank(ratio=0.5))
     parametrize_(model, LowRank(ratio=0.5), lambda module, name: name == "1")
     assert [row.kind for row in describe(model)] == ["fedpara", "lowrank"]
+
+
+@pytest.mark.parametrize(
+    "config", [FedPara(gamma=0.3, activation="tanh"), FedPara(gamma=0.3, residual=True), PFedPara(gamma=0.3)]
+)
+@pytest.mark.parametrize("reshape", [False, True])
+def test_on_a_gpu_kernels_lie_as_its_convolutions_take_them_and_ranks_are_filled_up(
+    config: Any, reshape: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if reshape:
+        config = FedPara(gamma=0.3, reshape=True, residual=config == FedPara(gamma=0.3, residual=True))
+    torch.manual_seed(0)
+    layer = parametrize_(nn.Sequential(nn.Conv2d(40, 50, 3)), config)[0]
+    own = layer.parametrizations.weight[0]
+    for factor in layer.parametrizations.weight.parameters():
+        nn.init.normal_(factor)
+    weight = layer.weight.detach()
+    monkeypatch.setattr(compose, "_channels_last", lambda like: True)
+    there = layer.weight.detach()
+    torch.testing.assert_close(there, weight, rtol=1e-4, atol=1e-3)
+    assert weight.is_contiguous()
+    assert reshape or there.is_contiguous(memory_format=torch.channels_last)
+    factors = [filled_up(factor.detach()) for factor in layer.parametrizations.weight.parameters()]
+    assert {factor.shape[-1] % 8 for factor in factors} == {0}
+    base = {} if own.base is None else {"base": own.base}
+    torch.testing.assert_close(own.config.compose(*factors, **base).reshape(own.shape), weight, rtol=1e-4, atol=1e-3)
 
 
 def test_assigning_a_factorised_weight_is_refused() -> None:

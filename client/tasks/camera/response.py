@@ -90,7 +90,7 @@ def knots_of(exposures: Tensor, values: Tensor) -> Tensor:
 
 def rmse(knots: Tensor, truth: Tensor) -> float:
     """Root mean square difference of two responses over their knots and channels, in shares of full scale."""
-    return float((knots.detach().double() - truth.double()).square().mean().sqrt())
+    return float((knots.detach().cpu().double() - truth.double()).square().mean().sqrt())
 
 
 # -------------------------------------------------------------------------------------------------- random responses
