@@ -7,7 +7,7 @@ import fedpara as fp
 from client.codec_mod import MISTAKE, REFUSED, codec_mod
 from fedpara.config import client_settings, read_recipe
 from fedpara.wire import OWN_PROCESS, SETTINGS
-from simulations.local import _identify
+from simulations.workers import identify
 from tests.conftest import SMALL, Silent
 
 TASK = """
@@ -23,7 +23,7 @@ class Broken(load_task("classification")):
 
 @pytest.fixture
 def asked(tmp_path):
-    _identify()
+    identify()
     settings = ConfigRecord(
         {"recipe": client_settings(read_recipe(SMALL)), "run": "r1", "key": "1", "downlink": "fp32"}
     )

@@ -8,12 +8,12 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from client.watch import Watch, write_log
 from fedpara.run import read_rows
 from fedpara.wire import CONFIG, ROUND
-from simulations.local import _identify
+from simulations.workers import identify
 
 
 @pytest.fixture
 def exchange():
-    _identify()
+    identify()
     message = Message(RecordDict({CONFIG: ConfigRecord({ROUND: 3})}), 2, "train")
     watch = Watch()
     watch.lap("start")
