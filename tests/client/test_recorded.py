@@ -41,7 +41,8 @@ class Toy:
 
     def optimizer(self, model, training, lr):
         if self.adam:
-            return torch.optim.Adam(model.parameters(), lr=lr)
+            # With a large ε: a bias before a norm has no gradient but rounding's, which Adam would make steps of.
+            return torch.optim.Adam(model.parameters(), lr=lr, eps=0.1)
         return torch.optim.SGD(model.parameters(), lr=lr, momentum=training.momentum, weight_decay=1e-3)
 
     def prepare(self, batch, generator):
