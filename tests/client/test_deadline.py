@@ -10,8 +10,8 @@ CODE = """
 import sys, time
 from flwr.app import Context, Message, RecordDict
 import client.codec_mod as mod
-from simulations.local import _identify
-_identify()
+from simulations.workers import identify
+identify()
 mod._answer = lambda *args: time.sleep(float(sys.argv[2]))
 message = Message(RecordDict(), 2, "train", ttl=mod.LATE + 1)
 mod.codec_mod(message, Context(1, 2, {mod.OWN_PROCESS: int(sys.argv[1])}, RecordDict(), {}), None)
