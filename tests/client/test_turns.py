@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from client.turns import Turns
+from client.turns import Turns, own_stream
 
 
 def together(turns, *works):
@@ -112,3 +112,23 @@ def test_without_a_turn_nothing_is_handed_over():
     with turns.away(), turns.turn(), pytest.raises(ZeroDivisionError), turns.away():
         raise ZeroDivisionError
     assert turns._holder is None
+
+
+def test_a_stream_has_one_owner_at_a_time(monkeypatch):
+    class Stream:
+        dealt = 0
+
+        def __init__(self, device):
+            self.cuda_stream = 1000 + Stream.dealt % 4  # torch has some dozens
+            Stream.dealt += 1
+
+    class Owner: ...
+
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    device, owners = torch.device("cuda"), [Owner() for _ in range(4)]
+    assert len({own_stream(device, owner).cuda_stream for owner in owners}) == 4
+    with pytest.raises(RuntimeError, match="fewer clients"):
+        own_stream(device, Owner())
+    gone = owners.pop(2)
+    del gone
+    assert own_stream(device, owners[0]).cuda_stream in range(1000, 1004)

@@ -81,6 +81,12 @@ def test_a_client_that_fails_is_dropped_and_the_others_go_on(tmp_path, threads, 
         assert row["replies"] == 3
 
 
+@pytest.mark.parametrize(("device", "asked", "found"), [("cuda", 0, 4), ("cuda", 8, 6), ("cuda", 1, 1), ("mps", 3, 1)])
+def test_how_many_train_at_once_on_a_gpu(device, asked, found):
+    recipe = read_recipe(SMALL, {"clients": 6, "cohort": 6, "workers": asked})
+    assert local.count_workers(recipe, torch.device(device)) == found
+
+
 @needs_cuda
 @pytest.mark.parametrize("changes", [{}, {"precision": "bf16", "shift": 2, "flip": 0.5, "model": "vgg8", "lr": 0.05}])
 def test_streams_of_a_gpu_end_where_one_does(tmp_path, changes):
