@@ -36,7 +36,7 @@ from fedpara.seeds import generator_for
 from fedpara.sharing import load_shared_, shared_state
 from fedpara.wire import SETTINGS
 from server.grid import CodedGrid
-from simulations import local
+from simulations import local, workers
 from tests.conftest import SMALL
 from tests.server.test_grid import initial_state
 
@@ -79,7 +79,7 @@ class Listening(CodedGrid):
 @pytest.mark.parametrize("lost", [False, True], ids=["everybody", "one is cut off before it sends"])
 def test_the_server_learns_the_mean_and_nobodys_own_factors(tmp_path, monkeypatch, lost):
     called = functools.partial(_call, lost=lost)
-    monkeypatch.setattr(local, "load", lambda module: SimpleNamespace(app=called))
+    monkeypatch.setattr(workers, "load", lambda module: SimpleNamespace(app=called))
     start = [tensor.numpy() for tensor in initial_state(RECIPE).values()]
     with local.local_grid(RECIPE, tmp_path) as inner:
         grid = Listening(inner, RECIPE, initial_state(RECIPE), Ledger())
