@@ -56,7 +56,7 @@ class Recorder:
         self._capture = capture
         self._training: Training | None = None
         self._works = True
-        self._draws = False  # of torch's own random numbers, on the device
+        self._alone = False  # it draws torch's own random numbers on the device
         self._generator: torch.Generator | None = None
         self._stream: torch.cuda.Stream | None = None
 
@@ -112,7 +112,7 @@ class Recorder:
         for own, part in zip(inputs, batch, strict=True):
             own.copy_(part)
         replay()
-        if not self._draws:
+        if not self._alone:
             TURNS.pass_on()
         return loss
 
@@ -120,7 +120,7 @@ class Recorder:
         """Until the device has worked off what this client gave it."""
         if device.type != "cuda":
             return
-        with nullcontext() if self._draws else TURNS.away():
+        with nullcontext() if self._alone else TURNS.away():
             torch.cuda.current_stream(device).synchronize()
 
     def _record(self, key: Any, batch: Batch) -> None:
@@ -146,7 +146,7 @@ class Recorder:
             try:
                 drawn = _drawn(device)
                 _beside(self._stream, lambda: [self._step(batch) for _ in range(WARM_UP)])
-                self._draws = self._draws or _drawn(device) != drawn
+                self._alone = self._alone or _drawn(device) != drawn
             finally:
                 self._draws_from.set_state(place)
                 for own, value in zip(tensors, before, strict=True):

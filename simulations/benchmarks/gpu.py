@@ -41,8 +41,8 @@ def measure(options: argparse.Namespace) -> None:
         rate = _peak()
         print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, bf16; products of 8192² matrices", end=" ")
         print(f"at {rate / 1e12:.0f} TFLOP/s\n")
-        flops = _steps(recipe, rate)
-        _rounds(changes, options.repeats, flops, rate)
+        epoch = _steps(recipe, rate)
+        _rounds(changes, options.repeats, epoch, rate)
 
 
 @contextmanager
@@ -78,7 +78,7 @@ def _seconds(run: Callable[[], object]) -> float:
 
 
 def _steps(recipe: Recipe, rate: float) -> float:
-    """A table of the ways; the operations of a step."""
+    """A table of the ways; the operations of a client's epoch, its last batch counted as a full one."""
     task = build_task(recipe)
     set_precision(DEVICE, recipe.training.precision)
     data = task.client_data(task.population(recipe.clients)[0], recipe.clients).to(DEVICE)
@@ -96,7 +96,7 @@ def _steps(recipe: Recipe, rate: float) -> float:
     for way, times in found.items():
         middle = statistics.median(times)
         print(f"| {way} | {middle:.2f} | {min(times):.2f} to {max(times):.2f} | {_share(flops, middle / 1e3, rate)} |")
-    return flops
+    return steps * flops
 
 
 def _epoch(
@@ -129,7 +129,7 @@ def _share(flops: float, seconds: float, rate: float) -> str:
     return f"{100 * flops / seconds / rate:.0f} %"
 
 
-def _rounds(changes: dict[str, object], repeats: int, flops: float, rate: float) -> None:
+def _rounds(changes: dict[str, object], repeats: int, epoch: float, rate: float) -> None:
     """Federations of some rounds; the first, in which steps are recorded and compiled, apart."""
     columns = ("compiled", "clients at once", "first round, s", "a round, s", "spread", "of it judging", "rate", "GiB")
     print(f"\n| {' | '.join(columns)} |\n|{' --- |' * len(columns)}")
@@ -142,9 +142,6 @@ def _rounds(changes: dict[str, object], repeats: int, flops: float, rate: float)
                 first, *rows = fp.simulate(recipe, folder=Path(name) / "run", observer=Silent()).rounds
             times = [row["seconds"] for row in rows]
             middle = statistics.median(times)
-            steps = (
-                recipe.cohort * recipe.training.epochs * -(-(50_000 // recipe.clients) // recipe.training.batch_size)
-            )
             cells = (
                 "yes" if compiled else "no",
                 str(workers),
@@ -152,7 +149,7 @@ def _rounds(changes: dict[str, object], repeats: int, flops: float, rate: float)
                 f"{middle:.2f}",
                 f"{min(times):.2f} to {max(times):.2f}",
                 f"{statistics.median(row['phases']['evaluate'] for row in rows):.2f}",
-                _share(steps * flops, middle, rate),
+                _share(recipe.cohort * recipe.training.epochs * epoch, middle, rate),
                 f"{torch.cuda.max_memory_reserved() / 2**30:.1f}",
             )
             print(f"| {' | '.join(cells)} |", flush=True)

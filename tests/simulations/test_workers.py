@@ -47,7 +47,7 @@ def threads(monkeypatch):
     ],
 )
 def test_clients_in_turns_end_with_the_bits_of_one_after_the_other(tmp_path, threads, changes):
-    ends = []
+    ends, before = [], torch.get_num_threads()
     for workers in (1, 3):
         assert not any(threads), "one client handed over to nobody"
         run = fp.simulate(
@@ -59,7 +59,7 @@ def test_clients_in_turns_end_with_the_bits_of_one_after_the_other(tmp_path, thr
         ends.append((run.folder / "model.safetensors").read_bytes())
     assert ends[0] == ends[1]
     assert sum(threads) > 20, "clients did not take turns"
-    assert torch.get_num_threads() >= 1
+    assert torch.get_num_threads() == before
     assert TURNS._holder is None
 
 
