@@ -12,6 +12,7 @@ from torch import Tensor
 
 import fedpara
 from fedpara.checkpoint import part
+from fedpara.device import transferred
 from fedpara.errors import DataError
 from fedpara.seeds import generator_for
 from fedpara.sharing import trained_parameters
@@ -66,7 +67,8 @@ def train(message: Message, context: Context) -> Message:
         METRICS: MetricRecord({EXAMPLES: result.examples, **result.values, **metrics})
     }
     if runtime.shared:
-        content[ARRAYS] = tensor_record({name: state[name] for name in runtime.shared})
+        sent = {name: state[name] for name in runtime.shared}
+        content[ARRAYS] = tensor_record(transferred(sent, torch.device("cpu")))
     if method.sent:
         content[CONTROL] = tensor_record(method.sent)
     return Message(RecordDict(content), reply_to=message)

@@ -146,6 +146,8 @@ class _Link:
             reference = self.downlink.find_reference(blob, like, candidates)
         except CodecError as error:
             raise _NotHeldError(str(error)) from None
+        if reference is None:
+            return self.runtime.decoded(self.downlink, blob)
         return self.downlink.decode(blob, like, reference=reference)
 
     def encode(self, reply: Message, received: dict[str, Tensor]) -> None:

@@ -24,6 +24,7 @@ log = logging.getLogger("fedpara")
 Step = Callable[[Batch], Tensor]
 Capture = Callable[[Callable[[], Tensor], torch.Generator, Any], tuple[Callable[[], None], Tensor]]
 WARM_UP = 3  # steps before recording: libraries choose their kernels, the optimiser makes its state
+TURN = 8  # steps that a client gives the device before others have their turn: enough to be busy with meanwhile
 
 
 def capture_graph(
@@ -48,8 +49,8 @@ class Recorder:
     A client begins with the optimiser's state at zero, as a fresh one's is, so that it trains as `Stepper` alone would
     train it. A step that cannot be recorded is taken operation by operation from then on, with a warning.
 
-    After a recorded step, other clients of this process have their turn: their steps run beside it. Not where it draws
-    random numbers (dropout): every graph of a process finds the place in that sequence in one and the same memory.
+    After some recorded steps, other clients of this process have their turn: their steps run beside them. Not where
+    these draw random numbers (dropout): every graph of a process finds the place in that sequence in one memory.
     """
 
     def __init__(self, capture: Capture = capture_graph) -> None:
@@ -59,6 +60,7 @@ class Recorder:
         self._alone = False  # it draws torch's own random numbers on the device
         self._generator: torch.Generator | None = None
         self._stream: torch.cuda.Stream | None = None
+        self._steps = 0  # replayed so far
 
     @staticmethod
     def suits(method: Method | None, training: Training, shares: Sequence[float]) -> bool:
@@ -112,7 +114,8 @@ class Recorder:
         for own, part in zip(inputs, batch, strict=True):
             own.copy_(part)
         replay()
-        if not self._alone:
+        self._steps += 1
+        if not self._alone and self._steps % TURN == 0:
             TURNS.pass_on()
         return loss
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import os
 from collections.abc import Sequence
@@ -13,9 +14,9 @@ import torch
 from flwr.app import Context, Message
 from torch import Tensor, nn
 
-from fedpara.codec import codec
+from fedpara.codec import Codec, codec
 from fedpara.config import Recipe, read_recipe
-from fedpara.device import cap_memory, find_device, set_precision
+from fedpara.device import cap_memory, find_device, set_precision, transferred
 from fedpara.errors import ConfigError
 from fedpara.sharing import load_shared_, local_names, shared_names, trained_parameters
 from fedpara.slices import narrow_
@@ -23,6 +24,8 @@ from fedpara.task import ClientData, build_model, build_task
 from fedpara.wire import LANE, SETTINGS
 
 from .recorded import Recorder
+
+Broadcast = tuple[Codec, bytes, dict[str, Tensor]]  # its codec, its payload, what that says
 
 
 class Runtime:
@@ -48,6 +51,7 @@ class Runtime:
         self.shared = {name: self.initial[name] for name in shared_names(model)}
         self.trained = {name: self.initial[name] for name in trained_parameters(model)}
         self.local = local_names(model)
+        self._broadcast: list[Broadcast] = []
         self._use(model)
 
     def _use(self, model: nn.Module) -> None:
@@ -97,12 +101,24 @@ class Runtime:
             torch.cuda.current_stream(self.device).synchronize()
         return own
 
+    def decoded(self, downlink: Codec, blob: bytes) -> dict[str, Tensor]:
+        """A whole model that is broadcast, decoded once for all clients served here: nobody changes these tensors."""
+        if not self._broadcast or self._broadcast[0][:2] != (downlink, blob):
+            self._broadcast[:] = [(downlink, blob, downlink.decode(blob, self.shared))]
+        return dict(self._broadcast[0][2])
+
     def restore(self, kept: dict[str, Tensor] | None, shared: dict[str, Tensor]) -> None:
         """Set the model: what was broadcast, joined with what this client keeps (its first values if never seen)."""
-        load_shared_(self.model, shared)
+        load_shared_(self.model, transferred(shared, self.device))
         if self.local:
             first = {name: self.initial[name] for name in self.local}
             self.model.load_state_dict(first | (kept or {}), strict=False)
+
+
+def forget() -> None:
+    """Let go of all that this process keeps warm, and of the GPU's memory and streams with it."""
+    _runtime.cache_clear()
+    gc.collect()  # twins know one another
 
 
 def parse_settings(settings: str) -> Recipe:

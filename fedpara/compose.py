@@ -66,48 +66,64 @@ def _unfolded(y: Tensor, t: Tensor | None) -> Tensor:
     if t is None:
         return y.mT
     core = t @ y.mT
-    return (core if _channels_last(t) else core.movedim(-1, 1)).flatten(1)
+    return (core if _on_gpu(t) else core.movedim(-1, 1)).flatten(1)
 
 
 def _folded(rows: Tensor, x: Tensor, y: Tensor, t: Tensor | None) -> Tensor:
     """W, (out, in, k...), of the matrix that was composed."""
     sides = () if t is None else tuple(t.shape[1:-1])
-    if sides and t is not None and _channels_last(t):
+    if sides and t is not None and _on_gpu(t):
         return rows.reshape(x.shape[0], *sides, y.shape[0]).movedim(-1, 1)
     return rows.reshape(x.shape[0], y.shape[0], *sides)
 
 
 def _rows(base: Tensor, t: Tensor | None) -> Tensor:
     """A dense weight as the matrix that is composed."""
-    return (base.movedim(1, -1) if t is not None and _channels_last(t) else base).reshape(base.shape[0], -1)
+    return (base.movedim(1, -1) if t is not None and _on_gpu(t) else base).reshape(base.shape[0], -1)
 
 
-def _channels_last(like: Tensor) -> bool:
-    """Whether kernels are composed with their channels innermost, as a GPU's convolutions take them without a copy."""
+def _on_gpu(like: Tensor) -> bool:
+    """Whether kernels are composed with their channels innermost, as a GPU's convolutions take them without a copy.
+
+    And whether both halves are composed at once, where nothing is saved by the one before the other.
+    """
     return like.device.type == "cuda"
 
 
 def _hadamard(form: Form, pairs: tuple[Tensor, ...], cores: tuple[Tensor, ...], base: Tensor | None) -> Tensor:
     x1, y1, x2, y2 = pairs
     t1, t2 = cores or (None, None)
-    factors = (x1, _unfolded(y1, t1), x2, _unfolded(y2, t2))
     rows = None if base is None else _rows(base, t1)
-    plainly = x1.shape[0] * factors[1].shape[1] <= SMALL or needs_plain(*factors)
-    return _folded((plain if plainly else _fast)(form, rows, *factors), x1, y1, t1)
+    numbers = x1.shape[0] * y1.shape[0] * (1 if t1 is None else t1[0, ..., 0].numel())
+    if numbers > SMALL and not needs_plain(*pairs, *cores):
+        composed = cast(Tensor, _Hadamard.apply(form, rows, x1, _unfolded(y1, t1), x2, _unfolded(y2, t2)))  # type: ignore[no-untyped-call]
+    elif _on_gpu(x1):
+        composed = _join(form, rows, *_halves_at_once(*pairs, *cores))
+    else:
+        composed = plain(form, rows, x1, _unfolded(y1, t1), x2, _unfolded(y2, t2))
+    return _folded(composed, x1, y1, t1)
 
 
 def plain(form: Form, base: Tensor | None, *factors: Tensor) -> Tensor:
     """(A1 B1) ⊙ (A2 B2) and its relatives, in operations that torch differentiates, batches and compiles itself."""
     a1, b1, a2, b2 = factors
-    w1, w2 = a1 @ b1, a2 @ b2
+    return _join(form, base, a1 @ b1, a2 @ b2)
+
+
+def _halves_at_once(x1: Tensor, y1: Tensor, x2: Tensor, y2: Tensor, *cores: Tensor) -> Tensor:
+    """A1 B1 and A2 B2, (2, out, k...·in), in one product each: a GPU takes no longer for two of these than for one."""
+    a, b = torch.stack([x1, x2]), torch.stack([y1, y2]).mT
+    if cores:
+        core = torch.stack(cores)
+        b = (core.flatten(1, -2) @ b).reshape(2, core.shape[1], -1)
+    return a @ b
+
+
+def _join(form: Form, base: Tensor | None, w1: Tensor, w2: Tensor) -> Tensor:
     if form == "tanh":
         w1, w2 = torch.tanh(w1), torch.tanh(w2)
     weight = w1 * (w2 + 1) if form == "plus_one" else w1 * w2
     return weight if base is None else base + weight
-
-
-def _fast(form: Form, base: Tensor | None, *factors: Tensor) -> Tensor:
-    return cast(Tensor, _Hadamard.apply(form, base, *factors))  # type: ignore[no-untyped-call]
 
 
 def needs_plain(*tensors: Tensor) -> bool:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections import defaultdict
+from collections.abc import Mapping
 
 import torch
+from torch import Tensor
 
 from .errors import ConfigError, DeviceError
 
@@ -28,6 +31,24 @@ def find_device(name: str) -> torch.device:
     if missing or (device.type == "mps" and not torch.backends.mps.is_available()):
         raise DeviceError(f"device = '{name}' is not on this machine: use one of {_available()}, or auto")
     return device
+
+
+def transferred(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """These tensors on the device, by one transfer for each type of number: a hundred small ones would wait for each.
+
+    Tensors that are there already are returned themselves; what was moved lies in one memory.
+    """
+    apart = defaultdict(list)
+    for name, own in tensors.items():
+        if own.device.type != device.type:
+            apart[own.device, own.dtype].append(name)
+    found = dict(tensors)
+    for names in apart.values():
+        old = [tensors[name].detach() for name in names]
+        whole = torch.cat([part.reshape(-1) for part in old]).to(device)
+        new = torch.split(whole, [part.numel() for part in old])
+        found |= {name: part.view(tensors[name].shape) for name, part in zip(names, new, strict=True)}
+    return found
 
 
 def cap_memory(device: torch.device, gib: float) -> None:

@@ -19,7 +19,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedpara import forkserver
-from fedpara.app import code_hash, find_recipe
+from fedpara.app import code_hash, find_recipe, load
 from fedpara.config import Recipe, read_recipe
 from fedpara.device import cores, find_device
 from fedpara.errors import ConfigError
@@ -34,7 +34,7 @@ from .interrupt import stoppable
 from .workers import RUN_ID, SERVER_NODE, ProcessWorker, ThreadWorker, call_client, identify
 
 NEWCOMER = 2**20  # longer than any client has ever taken
-SIDE_BY_SIDE = 4  # clients that train at once on a GPU (simulations/benchmarks/RESULTS.md)
+SIDE_BY_SIDE = 8  # clients that train at once on a GPU (simulations/benchmarks/RESULTS.md)
 
 
 class LocalGrid(Grid):
@@ -170,10 +170,10 @@ def local_grid(recipe: Recipe, state_dir: Path, task: Task | None = None) -> Ite
     threads = torch.get_num_threads()
     before = (TaskIdentity._run_id, TaskIdentity._node_id, TaskIdentity._task_id)
     grid = None
+    device = find_device(recipe.device)
     try:
         torch.set_num_threads(1)  # cores are for the clients; and sums have one order, however many train
         identify()
-        device = find_device(recipe.device)
         workers = count_workers(recipe, device)
         if workers > 1 and device.type == "cpu":
             forkserver.start()  # it imports while this process reads its data
@@ -196,6 +196,8 @@ def local_grid(recipe: Recipe, state_dir: Path, task: Task | None = None) -> Ite
     finally:
         if grid is not None:
             grid.close()
+            if device.type != "cpu":  # this process may train nothing more, or something else
+                load("client.runtime").forget()
         torch.set_num_threads(threads)
         TaskIdentity._run_id, TaskIdentity._node_id, TaskIdentity._task_id = before
 

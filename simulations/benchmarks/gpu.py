@@ -26,7 +26,7 @@ from fedpara.live import LiveTable
 from fedpara.task import ClientData, Task, build_model, build_task
 
 DEVICE = torch.device("cuda")
-SIDE_BY_SIDE = (1, 2, 4, 8)
+SIDE_BY_SIDE = (1, 2, 4, 8, 16)
 WAYS = {"as written": (False, False), "recorded": (True, False), "recorded, compiled": (True, True)}
 
 

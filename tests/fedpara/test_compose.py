@@ -26,7 +26,7 @@ def own_way(request: pytest.FixtureRequest) -> Iterator[None]:
     patch = pytest.MonkeyPatch()
     patch.setattr(compose, "SMALL", 0)
     if request.param != "cpu":
-        patch.setattr(compose, "_channels_last", lambda like: True)
+        patch.setattr(compose, "_on_gpu", lambda like: True)
     yield
     patch.undo()
 
@@ -84,8 +84,15 @@ def test_pfedpara(both: tuple[Pair, Pair]) -> None:
 
 
 @no_deadline
-@given(pairs(), st.sampled_from(["fedpara", "tanh", "pfedpara"]))
-def test_gradients_are_those_of_the_equations(both: tuple[Pair, Pair], form: str) -> None:
+@given(pairs(), st.sampled_from(["fedpara", "tanh", "pfedpara"]), st.booleans())
+def test_gradients_are_those_of_the_equations(both: tuple[Pair, Pair], form: str, small: bool) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        if small:  # torch's own graph: on a GPU of both halves in one
+            patch.setattr(compose, "SMALL", SMALL)
+        _assert_value_and_gradients(both, form)
+
+
+def _assert_value_and_gradients(both: tuple[Pair, Pair], form: str) -> None:
     both = tuple(tuple(factor.double() for factor in pair) for pair in both)  # type: ignore[assignment]
     leaves = [factor.clone().requires_grad_() for pair in both for factor in pair]
     half = len(leaves) // 2
@@ -96,6 +103,7 @@ def test_gradients_are_those_of_the_equations(both: tuple[Pair, Pair], form: str
         activation = "tanh" if form == "tanh" else None
         fast = compose.fedpara(*stored(first, second), activation=activation)
         literal = reference.fedpara(first, second, activation)
+    assert_equal(fast, literal)
     upstream = torch.randn(literal.shape, dtype=literal.dtype, generator=torch.Generator().manual_seed(0))
     for ours, theirs in zip(
         torch.autograd.grad(fast, leaves, upstream), torch.autograd.grad(literal, leaves, upstream), strict=True
@@ -119,7 +127,7 @@ def test_gradcheck(both: tuple[Pair, Pair], activation: str | None) -> None:
 def test_a_convolutions_weight_lies_as_a_dense_one(both: tuple[Pair, Pair]) -> None:
     # Contiguous: the layer then computes in the format of its input, as the dense layer does.
     for weight in (compose.fedpara(*stored(*both)), compose.low_rank(*both[0][:2], *stored(*both)[4:5])):
-        assert (weight.movedim(1, -1) if compose._channels_last(weight) else weight).is_contiguous()
+        assert (weight.movedim(1, -1) if compose._on_gpu(weight) else weight).is_contiguous()
 
 
 @pytest.mark.parametrize("kernel", [(), (3, 3)])

@@ -1002,7 +1002,7 @@ def test_on_a_gpu_kernels_lie_as_its_convolutions_take_them_and_ranks_are_filled
     for factor in layer.parametrizations.weight.parameters():
         nn.init.normal_(factor)
     weight = layer.weight.detach()
-    monkeypatch.setattr(compose, "_channels_last", lambda like: True)
+    monkeypatch.setattr(compose, "_on_gpu", lambda like: True)
     there = layer.weight.detach()
     torch.testing.assert_close(there, weight, rtol=1e-4, atol=1e-3)
     assert weight.is_contiguous()

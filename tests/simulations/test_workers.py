@@ -33,6 +33,7 @@ def threads(monkeypatch):
     monkeypatch.setattr(local, "ProcessWorker", start)
     monkeypatch.setattr(Runtime, "_use", recorded)
     monkeypatch.setattr(TURNS, "pass_on", counted)
+    monkeypatch.setattr("client.recorded.TURN", 2)
     _runtime.cache_clear()
     yield passed
     _runtime.cache_clear()
@@ -81,9 +82,11 @@ def test_a_client_that_fails_is_dropped_and_the_others_go_on(tmp_path, threads, 
         assert row["replies"] == 3
 
 
-@pytest.mark.parametrize(("device", "asked", "found"), [("cuda", 0, 4), ("cuda", 8, 6), ("cuda", 1, 1), ("mps", 3, 1)])
+@pytest.mark.parametrize(
+    ("device", "asked", "found"), [("cuda", 0, 8), ("cuda", 16, 10), ("cuda", 1, 1), ("mps", 3, 1)]
+)
 def test_how_many_train_at_once_on_a_gpu(device, asked, found):
-    recipe = read_recipe(SMALL, {"clients": 6, "cohort": 6, "workers": asked})
+    recipe = read_recipe(SMALL, {"clients": 10, "cohort": 10, "workers": asked})
     assert local.count_workers(recipe, torch.device(device)) == found
 
 
