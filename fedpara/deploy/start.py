@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import ConfigError
-from . import warm
 from .plan import NodeFacts, ServerFacts, read_facts
 from .supervise import Supervisor
 
@@ -56,7 +55,7 @@ def start(folder: Path, tell: Callable[[str], None]) -> int:
     with only_one(folder, "start"):
         if isinstance(facts, NodeFacts):
             own = folder / "work" / "bin"
-            warm.install(own)
+            install_executor(own)
             env["PATH"] = f"{own}{os.pathsep}{env['PATH']}"
         supervisor = Supervisor(line, empty, env)
         if isinstance(facts, ServerFacts):  # a port that is taken stays so: whoever started it decides
@@ -93,6 +92,14 @@ def only_one(folder: Path, what: str) -> Iterator[None]:
         lock.write(f"{os.getpid()}\n")
         lock.flush()
         yield
+
+
+def install_executor(folder: Path) -> None:
+    """Write a ``flower-superexec`` that forks ClientApps into a folder, for the front of a SuperNode's PATH."""
+    folder.mkdir(parents=True, exist_ok=True)
+    script = folder / "flower-superexec"
+    script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m client.executor "$@"\n')
+    script.chmod(0o700)
 
 
 def prepare(folder: Path) -> Path:

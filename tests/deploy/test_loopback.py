@@ -33,7 +33,7 @@ def test_a_deployment_trains_as_in_process_and_its_checks_say_what_is_wrong(depl
     phases = run.rounds[1]["phases"]
     assert list(phases) == ["send", "start", "decode", "train", "encode", "wait", "aggregate", "evaluate"]
     assert phases["start"] > 0
-    assert all(deployment.descendants(name, "fedpara.deploy.warm") for name in NAMES)  # what ClientApps are forked from
+    assert all(deployment.descendants(name, "client.executor") for name in NAMES)  # what ClientApps are forked from
     check_traffic(deployment, run)
     for folder in (deployment.server, *map(deployment.client, NAMES)):
         assert "FAIL" not in deployment.fedpara("deploy", "check", str(folder))

@@ -1,6 +1,6 @@
 """Flower's SuperExec of a node, whose ClientApps are forked from a process in which everything is imported.
 
-``python -m fedpara.deploy.warm``, with the arguments of ``flower-superexec``. A SuperNode starts a process for every
+``python -m client.executor``, with the arguments of ``flower-superexec``. A SuperNode starts a process for every
 message, which then spends three seconds of a core on importing torch and Flower. Here both are imported once, by a
 process that starts no thread of Python's and touches no GPU; each message still has a process of its own, which may
 hang, be ended, or run out of memory.
@@ -12,7 +12,6 @@ SuperExec is here to share its memory, it starts a second one.
 from __future__ import annotations
 
 import gc
-import importlib
 import json
 import os
 import signal
@@ -24,20 +23,18 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TextIO
 
+import safetensors.torch  # noqa: F401  for what is forked, as torch
+import torch  # noqa: F401
+from flwr.supercore.cli import flower_superexec
+from flwr.supercore.superexec.executor import subprocess_executor
+from flwr.supernode.cli import flwr_clientapp
+
 SUPEREXEC, CLIENTAPP = "flower-superexec", "flwr-clientapp"
-# Nothing of the ClientApp itself: its code comes with the message. By name: the library imports no Flower, it runs it.
-IMPORTS = (
-    "torch",
-    "safetensors.torch",
-    "flwr.supernode.cli.flwr_clientapp",
-    "flwr.supercore.cli.flower_superexec",
-)
+BROUGHT = ("fedpara", "client")  # packages that come with the message, as the server has them
 
 
 def main() -> None:
-    """Import, then run Flower's SuperExec in one forked process and each ClientApp that it asks for in another."""
-    for name in IMPORTS:
-        importlib.import_module(name)
+    """Run Flower's SuperExec in one forked process and each ClientApp that it asks for in another."""
     gc.freeze()  # what is never looked through is never written to, and stays one copy for all
     reading, writing = os.pipe()
     if os.fork() == 0:
@@ -53,11 +50,10 @@ def main() -> None:
 def superexec(line: list[str], wanted: TextIO) -> None:
     """The SuperExec of a command line, which writes the command lines of ClientApps to ``wanted``."""
     # What it starts programs with; everything else about an executor stays Flower's.
-    subprocess_executor = importlib.import_module("flwr.supercore.superexec.executor.subprocess_executor")
     vars(subprocess_executor)["subprocess"] = SimpleNamespace(Popen=launcher(wanted), DEVNULL=subprocess.DEVNULL)
     _rename(SUPEREXEC)
     sys.argv = line
-    importlib.import_module("flwr.supercore.cli.flower_superexec").flower_superexec()
+    flower_superexec()
 
 
 def launcher(wanted: TextIO) -> Callable[..., object]:
@@ -87,9 +83,9 @@ def fork_each(asked: Iterable[str]) -> None:
 def clientapp(line: list[str], quiet: bool) -> None:
     """The program of that command line, in this process.
 
-    The fedpara that is installed here is forgotten first: the ClientApp brings the server's.
+    What is installed here of the federation's own is forgotten first: the ClientApp brings the server's.
     """
-    for name in [name for name in sys.modules if name.partition(".")[0] == "fedpara"]:
+    for name in [name for name in sys.modules if name.partition(".")[0] in BROUGHT]:
         del sys.modules[name]
     if quiet:
         nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -97,15 +93,7 @@ def clientapp(line: list[str], quiet: bool) -> None:
         os.dup2(nowhere, 2)
     _rename(CLIENTAPP)
     sys.argv = line
-    importlib.import_module("flwr.supernode.cli.flwr_clientapp").flwr_clientapp()
-
-
-def install(folder: Path) -> None:
-    """Write a ``flower-superexec`` that is this module into a folder, for the front of a SuperNode's PATH."""
-    folder.mkdir(parents=True, exist_ok=True)
-    script = folder / SUPEREXEC
-    script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m {__name__} "$@"\n')
-    script.chmod(0o700)
+    flwr_clientapp()
 
 
 def _rename(program: str) -> None:

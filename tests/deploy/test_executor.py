@@ -11,7 +11,8 @@ import textwrap
 
 import pytest
 
-from fedpara.deploy import warm
+from client import executor
+from fedpara.deploy.start import install_executor
 
 pytestmark = pytest.mark.deploy
 
@@ -31,10 +32,8 @@ def python(script: str, *arguments: str) -> list[str]:
 def test_what_is_imported_can_be_forked_and_computes_then():
     threads, gpu, product, other, ended = python(
         """
-        import importlib, os, threading
-        from fedpara.deploy.warm import IMPORTS
-        for name in IMPORTS:
-            importlib.import_module(name)
+        import os, threading
+        import client.executor
         import numpy, torch
         print(threading.active_count(), torch.cuda.is_initialized(), sep="\\n", flush=True)
         child = os.fork()
@@ -52,20 +51,21 @@ def test_what_is_imported_can_be_forked_and_computes_then():
 def test_each_clientapp_asked_for_is_a_process_of_its_own_with_its_command_line_and_the_servers_fedpara(tmp_path):
     lines = python(
         """
-        import importlib, io, json, os, sys, time
-        from fedpara.deploy import warm
+        import io, json, os, sys, time
+        import fedpara
+        from client import executor
 
         def seen():
-            known = "fedpara" in sys.modules
+            known = [name for name in sys.modules if name.partition(".")[0] in ("fedpara", "client")]
             with open(f"{sys.argv[2]}/{os.getpid()}", "w") as file:
                 json.dump([sys.argv, known, open("/proc/self/comm").read().strip()], file)
             os._exit(0)
 
-        importlib.import_module("flwr.supernode.cli.flwr_clientapp").flwr_clientapp = seen
+        executor.flwr_clientapp = seen
         folder = sys.argv[1]
         asked = [json.dumps({"line": ["flwr-clientapp", str(n), folder], "quiet": n == 2}) for n in range(3)]
         os.chdir(folder)
-        warm.fork_each(io.StringIO("\\n".join(asked)))
+        executor.fork_each(io.StringIO("\\n".join(asked)))
         while len(os.listdir(folder)) < 3:
             time.sleep(0.05)
         print(os.getpid())
@@ -76,12 +76,12 @@ def test_each_clientapp_asked_for_is_a_process_of_its_own_with_its_command_line_
     assert len(found) == 3
     assert int(lines[0]) not in found
     assert sorted(facts[0][1] for facts in found.values()) == ["0", "1", "2"]
-    assert all(facts[1:] == [False, "flwr-clientapp"] for facts in found.values())
+    assert all(facts[1:] == [[], "flwr-clientapp"] for facts in found.values())
 
 
 def test_only_clientapps_are_forked(tmp_path):
     wanted = io.StringIO()
-    start = warm.launcher(wanted)
+    start = executor.launcher(wanted)
     start(["flwr-clientapp", "--token", "a"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     start(["flwr-clientapp", "--token", "b"])
     other = start([sys.executable, "-c", "print('other')"], stdout=subprocess.PIPE)
@@ -101,7 +101,7 @@ def test_once_nothing_forks_any_more_clientapps_are_started_as_ever(tmp_path, mo
     reading, writing = os.pipe()
     os.close(reading)
     wanted = os.fdopen(writing, "w", buffering=1)
-    start = warm.launcher(wanted)
+    start = executor.launcher(wanted)
     for word in ("first", "second"):
         started = start(["flwr-clientapp", word], stdout=subprocess.PIPE)
         assert isinstance(started, subprocess.Popen)
@@ -111,8 +111,8 @@ def test_once_nothing_forks_any_more_clientapps_are_started_as_ever(tmp_path, mo
 
 
 def test_a_supernode_finds_it_by_its_path_and_it_is_flowers_own_program(tmp_path):
-    warm.install(tmp_path / "bin with spaces")
-    warm.install(tmp_path / "bin with spaces")  # as at every start
+    install_executor(tmp_path / "bin with spaces")
+    install_executor(tmp_path / "bin with spaces")  # as at every start
     found = shutil.which("flower-superexec", path=f"{tmp_path / 'bin with spaces'}{os.pathsep}{os.environ['PATH']}")
     assert found == str(tmp_path / "bin with spaces" / "flower-superexec")
     done = subprocess.run([found, "--version"], capture_output=True, text=True, timeout=60, check=True)
