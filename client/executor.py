@@ -1,9 +1,9 @@
 """Flower's SuperExec of a node, whose ClientApps are forked from a process in which everything is imported.
 
-``python -m client.executor``, with the arguments of ``flower-superexec``. A SuperNode starts a process for every
-message, which then spends three seconds of a core on importing torch and Flower. Here both are imported once, by a
-process that starts no thread of Python's and touches no GPU; each message still has a process of its own, which may
-hang, be ended, or run out of memory.
+`main` takes the arguments of ``flower-superexec``. A SuperNode starts a process for every message, which then spends
+three seconds of a core on importing torch and Flower. Here both are imported once, by a process that starts no thread
+of Python's and touches no GPU; each message still has a process of its own, which may hang, be ended, or run out of
+memory.
 
 `fedpara.forkserver`, which is multiprocessing's, does not do: asked by a process that was itself forked from it, as the
 SuperExec is here to share its memory, it starts a second one.
@@ -101,7 +101,3 @@ def _rename(program: str) -> None:
     own = Path("/proc/self/comm")
     if own.exists():
         own.write_text(program[:15])
-
-
-if __name__ == "__main__":
-    main()

@@ -13,6 +13,8 @@ from ..errors import ConfigError
 from .plan import NodeFacts, ServerFacts, read_facts
 from .supervise import Supervisor
 
+EXECUTOR = 'from fedpara.app import load; load("client.executor").main()'
+
 
 def command(folder: Path) -> list[str]:
     """The command line of a folder's SuperLink or SuperNode. Raises ConfigError where the folder is neither's."""
@@ -98,7 +100,7 @@ def install_executor(folder: Path) -> None:
     """Write a ``flower-superexec`` that forks ClientApps into a folder, for the front of a SuperNode's PATH."""
     folder.mkdir(parents=True, exist_ok=True)
     script = folder / "flower-superexec"
-    script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m client.executor "$@"\n')
+    script.write_text(f"""#!/bin/sh\nexec "{sys.executable}" -c '{EXECUTOR}' "$@"\n""")
     script.chmod(0o700)
 
 
