@@ -52,6 +52,16 @@ class Silent:
         pass
 
 
+def pytest_collection_modifyitems(items):
+    """For `pytest -n 2 --dist loadgroup`: what starts programs of its own goes to one process, one after the other.
+
+    Of the rest a file's tests stay together, with what they share.
+    """
+    for item in items:
+        alone = any(item.get_closest_marker(name) for name in ("slow", "deploy"))
+        item.add_marker(pytest.mark.xdist_group("programs" if alone else item.path.stem))
+
+
 @pytest.fixture
 def silent():
     return Silent()
