@@ -104,7 +104,8 @@ class Runtime:
     def decoded(self, downlink: Codec, blob: bytes) -> dict[str, Tensor]:
         """A whole model that is broadcast, decoded once for all clients served here: nobody changes these tensors."""
         if not self._broadcast or self._broadcast[0][:2] != (downlink, blob):
-            self._broadcast[:] = [(downlink, blob, downlink.decode(blob, self.shared))]
+            self._broadcast.clear()  # two models need not be in memory at once
+            self._broadcast.append((downlink, blob, downlink.decode(blob, self.shared)))
         return dict(self._broadcast[0][2])
 
     def restore(self, kept: dict[str, Tensor] | None, shared: dict[str, Tensor]) -> None:
