@@ -85,7 +85,7 @@ def _rows(base: Tensor, t: Tensor | None) -> Tensor:
 def _on_gpu(like: Tensor) -> bool:
     """Whether kernels are composed with their channels innermost, as a GPU's convolutions take them without a copy.
 
-    And whether both halves are composed at once, where nothing is saved by the one before the other.
+    There, what goes through torch's own graph has both halves in one product.
     """
     return like.device.type == "cuda"
 
