@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import multiprocessing.forkserver
+import multiprocessing.resource_tracker
 import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.context import BaseContext
@@ -20,6 +20,7 @@ def start() -> BaseContext:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["fedpara.worker_imports"])
+    multiprocessing.resource_tracker.ensure_running()  # which lets the signal through again when it starts
     with _unstopped():
         multiprocessing.forkserver.ensure_running()
     return context
@@ -27,12 +28,12 @@ def start() -> BaseContext:
 
 @contextmanager
 def _unstopped() -> Iterator[None]:
-    """What is started meanwhile does not hear of Ctrl-C, not even while it imports: its parent decides."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """What is started meanwhile never hears of Ctrl-C, not even while it imports: its parent decides.
+
+    The parent hears of it afterwards. (To ignore the signal here would lose it.)
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

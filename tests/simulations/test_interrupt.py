@@ -1,5 +1,6 @@
 """Ctrl-C as a terminal sends it: to every process of the group that stands in front."""
 
+import multiprocessing.forkserver
 import os
 import pty
 import re
@@ -13,6 +14,7 @@ import pytest
 import tomli_w
 
 import fedpara as fp
+from fedpara import forkserver
 from fedpara.errors import InterruptedRunError
 from simulations.interrupt import stoppable
 from tests.conftest import SMALL, Silent
@@ -139,5 +141,23 @@ def test_a_callers_own_handler_stays(monkeypatch, tmp_path):
         chosen = signal.getsignal(signal.SIGINT)
         with stoppable(Silent(), tmp_path):
             assert signal.getsignal(signal.SIGINT) is chosen
+    finally:
+        signal.signal(signal.SIGINT, own)
+
+
+def test_one_that_comes_while_processes_are_started_is_not_lost(monkeypatch):
+    heard, ensure = [], multiprocessing.forkserver.ensure_running
+    own = signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))
+
+    def meanwhile():
+        os.kill(os.getpid(), signal.SIGINT)
+        assert not heard, "what is started now would hear of it too"
+        ensure()
+
+    monkeypatch.setattr(multiprocessing.forkserver, "ensure_running", meanwhile)
+    try:
+        forkserver.start()
+        assert heard == [signal.SIGINT]
+        assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
     finally:
         signal.signal(signal.SIGINT, own)
