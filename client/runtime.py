@@ -51,7 +51,7 @@ class Runtime:
         self.shared = {name: self.initial[name] for name in shared_names(model)}
         self.trained = {name: self.initial[name] for name in trained_parameters(model)}
         self.local = local_names(model)
-        self._broadcast: list[Broadcast] = []
+        self._broadcast: list[Broadcast] = []  # the last; a list, which twins have in common
         self._use(model)
 
     def _use(self, model: nn.Module) -> None:

@@ -1,7 +1,7 @@
 """Clients side by side on one GPU: threads of one process, of which one computes at a time.
 
 A small network leaves most of a large GPU idle. While the device works off one client's step, the host gives it the
-next client's; the device runs both. A thread hands over after each step, in order, and otherwise runs as if it were
+next client's; the device runs both. A thread hands over after some steps, in order, and otherwise runs as if it were
 alone: nothing that a process has once needs a lock, and torch's random numbers are each thread's own.
 """
 

@@ -1,7 +1,6 @@
 """Shared by all tests: no telemetry, no update check, one thread, and a way to find real data."""
 
 import os
-import signal
 from pathlib import Path
 
 import pytest
@@ -51,12 +50,6 @@ class Silent:
 
     def close(self):
         pass
-
-
-def pytest_configure():
-    """Let Ctrl-C reach the tests of it: pytest-xdist's processes ignore it, and what they start would too."""
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items):
