@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 ROUNDS = "rounds.jsonl"
+LOCK = ".lock"
 
 
 def fresh_name(recipe: Recipe) -> str:
@@ -156,20 +157,46 @@ class Run:
         return f"Run('{self.folder}', {len(self.rounds)} rounds)"
 
 
+@contextmanager
+def only_writer(folder: Path, recipe: Recipe, *, resume: bool) -> Iterator[RunWriter]:
+    """The writer of a run's folder, while nobody else writes there; the lock ends with this process, however that ends.
+
+    Raises:
+        ConfigError: another process writes there, or nobody can; there is a run to be resumed, or none.
+    """
+    from filelock import FileLock, Timeout
+
+    if resume and not (folder / "recipe.toml").is_file():  # leaves no folder behind
+        raise ConfigError(f"no run to resume in {folder}: leave --resume out to start one there")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / LOCK).acquire(timeout=0)
+    except Timeout:
+        raise ConfigError(
+            f"another process writes the run in {folder}: wait until it has ended, or name another folder"
+        ) from None
+    except OSError as error:
+        raise _not_writable(folder, error) from None
+    with lock:
+        yield RunWriter(folder, recipe, resume=resume)
+
+
+def _not_writable(folder: Path, error: Exception) -> ConfigError:
+    return ConfigError(f"no run can be written into {folder}: {error}; or name another with --folder")
+
+
 class RunWriter:
     """Writes a run's folder. Rows after the last checkpoint are cut off when a run is resumed."""
 
     def __init__(self, folder: Path, recipe: Recipe, *, resume: bool) -> None:
         self.folder = folder
         existing = (folder / "recipe.toml").is_file()
-        if resume and not existing:
-            raise ConfigError(f"no run to resume in {folder}: leave --resume out to start one there")
         if existing and not resume:
             raise ConfigError(f"{folder} holds a run already: add --resume to continue it, or name another folder")
         try:
             checkpoint.replace_file(folder / "recipe.toml", tomli_w.dumps(to_table(recipe)).encode())
         except CheckpointError as error:
-            raise ConfigError(f"no run can be written into {folder}: {error}; or name another with --folder") from None
+            raise _not_writable(folder, error) from None
         (folder / "summary.json").unlink(missing_ok=True)
         self.start = checkpoint.load(folder / "checkpoint") if resume else None
         done = self.start.round if self.start else 0

@@ -23,7 +23,7 @@ from fedpara.config import Recipe
 from fedpara.device import find_device
 from fedpara.errors import ConfigError, FederationError, FedparaError, UpdateError
 from fedpara.parametrize import merge_
-from fedpara.run import Row, Run, RunWriter
+from fedpara.run import Row, Run, only_writer
 from fedpara.seeds import derive
 from fedpara.sharing import local_names, shared_state, trained_parameters
 from fedpara.slices import SlicedMean, cut, rank_sides
@@ -103,18 +103,30 @@ class Federation:
         self.observer = observer
         self.sides = rank_sides(self.evaluator.model)
         self.grid = CodedGrid(grid, recipe, self.initial, control=trained, sides=self.sides)
-        self.writer = RunWriter(folder, recipe, resume=resume)  # after all that can be wrong with the recipe
-        self.grid.ledger = self.writer.ledger
+        self._only_writer = partial(only_writer, folder, recipe, resume=resume)
         self.grid.memory = ClientMemory(folder / "held")
         self.model = dict(self.initial)
+
+    def run(self) -> Run:
+        """Every round that is left, then the merged model and the summary.
+
+        Raises:
+            ConfigError: the folder holds a run that is not to be resumed, or another process writes it.
+        """
+        with self._only_writer() as self.writer:
+            self._restore()
+            return self._run()
+
+    def _restore(self) -> None:
+        """Everything as it was after the folder's last checkpoint."""
+        self.grid.ledger = self.writer.ledger
         if self.writer.start:
             self.grid.memory.load(self.writer.start.extra.get("held", {}))
             self.grid.run_name = self.writer.start.extra.get("run", self.grid.run_name)
             self.model = dict(self.writer.start.model)
             self.strategy.load_state_dict(self.writer.start.strategy)
 
-    def run(self) -> Run:
-        """Every round that is left, then the merged model and the summary."""
+    def _run(self) -> Run:
         self.observer.started(self.recipe, self.task, self._facts(), self.writer.rows)
         if not self._done():
             roster = Roster(self.grid, self.recipe)

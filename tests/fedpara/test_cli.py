@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 
 import click
 import pytest
@@ -149,6 +150,29 @@ def test_a_run_is_resumed_from_the_command_line(monkeypatch, capsys, tmp_path):
     code, _, err = call(["simulate", "digits", "--folder", "empty", "--resume"], monkeypatch, capsys)
     assert code == 2
     assert "no run to resume" in err
+
+
+def test_a_run_that_another_process_writes_is_left_to_it(monkeypatch, capsys, tmp_path):
+    """The same command twice, in two terminals: rows of both would lie in one file."""
+    monkeypatch.chdir(tmp_path)
+    options = ["--clients", "4", "--cohort", "2", "--epochs", "1", "--workers", "1", "--model", "2nn"]
+    command = [sys.executable, "-m", "fedpara.cli", "simulate", "digits", "--folder", "run", *options]
+    first = subprocess.Popen([*command, "--rounds", "100000"], stdout=subprocess.DEVNULL)
+    try:
+        while not (rounds := tmp_path / "run" / "rounds.jsonl").is_file() or not rounds.stat().st_size:
+            assert first.poll() is None
+            time.sleep(0.05)
+        for again in (["simulate", "run", "--resume"], ["simulate", "digits", "--folder", "run", *options]):
+            code, _, err = call([*again, "--rounds", "1"], monkeypatch, capsys)
+            assert code == 2
+            assert "another process writes the run in run" in err
+    finally:
+        first.kill()
+        first.wait()
+    done = len(rounds.read_text().splitlines())
+    code, _, _ = call(["simulate", "run", "--resume", "--rounds", str(done + 1)], monkeypatch, capsys)
+    assert code == 0, "the lock ends with its process, also with one that is killed"
+    assert [row["round"] for row in fp.Run("run").rounds] == list(range(1, done + 2))
 
 
 def test_size_shows_the_papers_vgg16(monkeypatch, capsys):
