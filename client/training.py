@@ -123,12 +123,15 @@ def _seed(seed: int, device: torch.device) -> None:
 
 
 def _optimizer(task: Task, model: nn.Module, training: Training, lr: float) -> torch.optim.Optimizer:
-    """The task's optimiser, with what stays with the client at its own rate."""
+    """The task's optimiser, with factors, and what stays with the client, at rates of their own."""
     optimizer = task.optimizer(model, training, lr)
+    if training.factor_lr != 1:
+        factors = [factor for place in factorised_weights(model) for factor in place.factors.values()]
+        scale_rate(optimizer, factors, training.factor_lr)
     if training.personal_lr != 1:
         personal = set(local_names(model))
         own = [parameter for name, parameter in model.named_parameters() if name in personal]
-        slow_down(optimizer, own, training.personal_lr)
+        scale_rate(optimizer, own, training.personal_lr)
     return optimizer
 
 
@@ -166,8 +169,8 @@ def one_factor(model: nn.Module, round: int) -> Iterator[None]:
             own.requires_grad_(True)
 
 
-def slow_down(optimizer: torch.optim.Optimizer, chosen: list[nn.Parameter], share: float) -> None:
-    """Give these parameters a share of their learning rate, whatever group they are in."""
+def scale_rate(optimizer: torch.optim.Optimizer, chosen: list[nn.Parameter], share: float) -> None:
+    """Multiply these parameters' learning rate, whatever group they are in."""
     names = {id(parameter) for parameter in chosen}
     for group in list(optimizer.param_groups):
         own = [parameter for parameter in group["params"] if id(parameter) in names]

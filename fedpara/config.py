@@ -50,6 +50,7 @@ class Training:
     batch_size: int = setting(32, "examples a step", low=1)
     lr: float = setting(0.1, "learning rate of the first round", above=0)
     lr_decay: float = setting(1.0, "the learning rate is multiplied by this every round", above=0, high=1)
+    factor_lr: float = setting(1.0, "learning rate of factors, as a share of lr, which what is left dense has", above=0)
     personal_lr: float = setting(1.0, "learning rate of what stays with the client, as a share of lr", low=0)
     momentum: float = setting(0.0, "momentum of SGD, started afresh every round", low=0, high=1)
     weight_decay: float = setting(0.0, "weight decay of SGD", low=0)

@@ -106,8 +106,8 @@ def test_every_client_trains_as_step_by_step_to_the_bit(adam, momentum, recordab
     assert len(shown._recorded) == 2  # of 8 images and of 3
 
 
-def test_half_precision_and_personal_rates_too():
-    training = Training(epochs=1, batch_size=8, lr=0.05, precision="bf16", personal_lr=0.1)
+def test_half_precision_and_rates_of_ones_own_too():
+    training = Training(epochs=1, batch_size=8, lr=0.05, precision="bf16", personal_lr=0.1, factor_lr=2.0)
     same(rounds(Toy(), training, None), rounds(Toy(), training, Recorder(again)))
 
 

@@ -1,13 +1,14 @@
 """Local training: which parameters move, and how fast."""
 
 import copy
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
-from client.training import Stepper, _seed, one_factor, parts_of, slow_down
+from client.training import Stepper, _optimizer, _seed, one_factor, parts_of, scale_rate
 from fedpara import FedPara, parametrize_
 from fedpara.config import Training, read_recipe
 from fedpara.device import cap_memory
@@ -40,9 +41,25 @@ def test_what_stays_with_the_client_moves_by_its_own_share_of_the_rate(groups):
     twin = copy.deepcopy(model)
     plain = stepped(twin, optimizer(twin))
     slow = optimizer(model)
-    slow_down(slow, chosen, 0.25)
+    scale_rate(slow, chosen, 0.25)
     for name, moved in stepped(model, slow).items():
         torch.testing.assert_close(moved, plain[name] * (0.25 if name in local_names(model) else 1.0))
+
+
+@pytest.mark.parametrize("parametrization", ["fedpara", "pfedpara", "lowrank"])
+def test_factors_move_by_their_own_share_of_the_rate_and_what_is_dense_by_the_whole(parametrization):
+    recipe = read_recipe(SMALL, {"parametrization": parametrization, "factor_lr": 3.0, "personal_lr": 0.5})
+    task = build_task(recipe)
+    model = build_model(recipe, task)
+    twin = copy.deepcopy(model)
+    plain = stepped(twin, _optimizer(task, twin, replace(recipe.training, factor_lr=1.0, personal_lr=1.0), 0.1))
+    factors, stays = 0, local_names(model)
+    for name, moved in stepped(model, _optimizer(task, model, recipe.training, 0.1)).items():
+        share = 3.0 if "original" in name else 1.0
+        torch.testing.assert_close(moved, plain[name] * share * (0.5 if name in stays else 1.0))
+        factors += "original" in name
+    assert factors >= 4
+    assert bool(stays) == (parametrization == "pfedpara")
 
 
 def test_one_factor_of_each_weight_trains_and_all_do_again_afterwards():

@@ -699,6 +699,25 @@ def test_all_factors_have_the_derived_std(shape: tuple[int, ...], exponent: floa
         assert factor.std().item() == pytest.approx(scale**exponent, rel=0.08)
 
 
+@pytest.mark.parametrize("shape", [(96, 80), (64, 48, 3, 3)])
+@pytest.mark.parametrize("config", [FedPara(gamma=0.3), LowRank(gamma=0.3)])
+def test_a_step_of_sgd_on_the_factors_moves_the_weight_by_what_the_docs_derive(
+    config: Any, shape: tuple[int, ...]
+) -> None:
+    """−η J Jᵀ G for −η G, J the factors' Jacobian: on average over G, n s² / σ² of it (docs/methods.md)."""
+    generator = torch.Generator().manual_seed(3)
+    weight = 0.05 * torch.randn(shape, generator=generator)
+    factors = [own.requires_grad_() for own in draw_factors(config, weight, config.rank(shape), generator)]
+    shares = []
+    for _ in range(8):
+        gradient = torch.randn(shape, generator=generator)
+        moved = torch.autograd.grad((config.compose(*factors) * gradient).sum(), factors)
+        shares.append(sum(float(own.square().sum()) for own in moved) / float(gradient.square().sum()))
+    variances = [float(own.detach().square().mean()) for own in factors]
+    assert sum(shares) / len(shares) == pytest.approx(sum(0.05**2 / own for own in variances), rel=0.2)
+    assert sum(shares) / len(shares) < 0.7
+
+
 def test_a_shifted_or_trained_weight_counts_by_its_rms() -> None:
     layer = nn.Linear(64, 64)
     with torch.no_grad():
