@@ -15,9 +15,22 @@ from fedpara.checkpoint import part
 from fedpara.device import transferred
 from fedpara.errors import DataError
 from fedpara.seeds import generator_for
-from fedpara.sharing import trained_parameters
+from fedpara.sharing import frozen_state, trained_parameters
 from fedpara.task import Examples, Metrics
-from fedpara.wire import ARRAYS, CONFIG, CONTROL, EVALUATION, EXAMPLES, FINE_TUNE, METRICS, RANK_SHARE, ROUND, SETTINGS
+from fedpara.wire import (
+    ARRAYS,
+    CONFIG,
+    CONTROL,
+    EVALUATION,
+    EXAMPLES,
+    FINE_TUNE,
+    FROZEN,
+    METRICS,
+    RANK_SHARE,
+    ROUND,
+    SETTINGS,
+    check_frozen,
+)
 
 from .arrays import tensor_record, tensors_of
 from .codec_mod import codec_mod
@@ -103,8 +116,10 @@ def evaluate(message: Message, context: Context) -> Message:
 
 @app.query()
 def roll_call(message: Message, context: Context) -> Message:
-    """Who is there: the client's name, and the versions it runs."""
+    """Who is there: the client's name, and the versions it runs. Who draws other frozen weights says so instead."""
     runtime, client = _who(message, context)
+    if expected := message.content[CONFIG].get(FROZEN):
+        check_frozen(str(expected), frozen_state(runtime.model))
     facts = {"fedpara": fedpara.__version__, "torch": str(torch.__version__)}
     record = ConfigRecord({"client": client, **facts, RANK_SHARE: rank_share(runtime, context)})
     return Message(RecordDict({CONFIG: record}), reply_to=message)

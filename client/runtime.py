@@ -18,7 +18,7 @@ from fedpara.codec import Codec, codec
 from fedpara.config import Recipe, read_recipe
 from fedpara.device import cap_memory, find_device, set_precision, transferred
 from fedpara.errors import ConfigError
-from fedpara.sharing import load_shared_, local_names, shared_names, trained_parameters
+from fedpara.sharing import load_shared_, personal_names, shared_names, trained_parameters
 from fedpara.slices import narrow_
 from fedpara.task import ClientData, build_model, build_task
 from fedpara.wire import LANE, SETTINGS
@@ -50,7 +50,7 @@ class Runtime:
         self.initial = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         self.shared = {name: self.initial[name] for name in shared_names(model)}
         self.trained = {name: self.initial[name] for name in trained_parameters(model)}
-        self.local = local_names(model)
+        self.local = personal_names(model)
         self._broadcast: list[Broadcast] = []  # the last; a list, which twins have in common
         self._use(model)
 

@@ -46,8 +46,8 @@ class ClientState:
             except (SafetensorError, OSError):  # cut off by a crash of the machine: the one before still stands
                 continue
 
-    def save(self, round: int, tensors: Mapping[str, Tensor]) -> None:
-        """Keep what the client holds after this round."""
-        save_tensors(self._folder / f"round-{round:06d}.safetensors", tensors)
+    def save(self, round: int, tensors: Mapping[str, Tensor], *, sync: bool = True) -> None:
+        """Keep what the client holds after this round; without ``sync`` a power cut may take it."""
+        save_tensors(self._folder / f"round-{round:06d}.safetensors", tensors, sync=sync)
         for old in list(self._files().values())[:-3]:
             old.unlink(missing_ok=True)

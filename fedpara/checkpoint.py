@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -35,7 +36,10 @@ class Checkpoint:
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint. The older one stays valid until the new one is complete on disk."""
+    """Write a checkpoint. The older one stays valid until the new one is complete on disk.
+
+    The disk is asked three times: for the tensors, for the index, and, before anything old goes, for their names.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"model/{name}": tensor for name, tensor in checkpoint.model.items()}
     tensors |= {f"strategy/{name}": tensor for name, tensor in checkpoint.strategy.items()}
@@ -44,8 +48,9 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
     index = {"round": checkpoint.round, "file": file.name, "bytes": file.stat().st_size, "extra": checkpoint.extra}
     before = _index(folder / _LATEST)
     if before and before["file"] != file.name:
-        replace_file(folder / _BEFORE, json.dumps(before).encode())
+        _put_aside(folder)
     replace_file(folder / _LATEST, json.dumps(index).encode())
+    _sync(folder)
     kept = {file.name, (_index(folder / _BEFORE) or index)["file"]}
     for old in folder.glob("round-*.safetensors"):
         if old.name not in kept:
@@ -101,13 +106,29 @@ def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def save_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
+def _put_aside(folder: Path) -> None:
+    """Give the index a second name, under which it stays when it is replaced. Its content is on disk already."""
+    partial = folder / f"{_BEFORE}.partial"
+    with writing(partial):
+        partial.unlink(missing_ok=True)
+        try:
+            os.link(folder / _LATEST, partial)
+        except OSError:  # a disk without such links
+            shutil.copyfile(folder / _LATEST, partial)
+            _sync(partial)
+        os.replace(partial, folder / _BEFORE)
+
+
+def save_tensors(file: Path, tensors: Mapping[str, Tensor], *, sync: bool = True) -> None:
     """Write a safetensors file so that it is either whole or not there.
+
+    Args:
+        sync: wait for the disk. Without, a power cut may leave a damaged file: for what can be done without.
 
     Raises:
         CheckpointError: it cannot be written; what stood there stands.
     """
-    with _replacing(file) as partial:
+    with _replacing(file, sync=sync) as partial:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
 
 
@@ -122,16 +143,16 @@ def replace_file(file: Path, content: bytes) -> None:
 
 
 @contextmanager
-def _replacing(file: Path) -> Iterator[Path]:
+def _replacing(file: Path, *, sync: bool = True) -> Iterator[Path]:
     """A path to write to, which takes the file's place once that is done."""
     partial = file.with_name(file.name + ".partial")
     with writing(file):
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             yield partial
-            _sync(partial)
+            if sync:
+                _sync(partial)
             os.replace(partial, file)
-            _sync(file.parent)
         except BaseException:
             with suppress(OSError):  # on a full disk it would take the room that is wanted
                 partial.unlink(missing_ok=True)

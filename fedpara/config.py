@@ -109,6 +109,9 @@ class Recipe:
     gamma: float | None = setting(None, "FedPara's rank between the least and the largest useful one", low=0, high=1)
     ratio: float | None = setting(None, "share of the dense parameters, instead of gamma", above=0, high=1)
     activation: str = setting("none", "applied to both factors' products", choices=("none", "tanh"))
+    residual: bool = setting(
+        False, "fedpara's W = W0 + ΔW: the beginning W0, dense, is drawn from the seed by everyone and never sent"
+    )
     local: tuple[str, ...] = setting(
         (), "what stays with each client: head, body, norms, biases, all, or names of layers and tensors"
     )

@@ -135,7 +135,7 @@ class Run:
     def _kept(self, client: str, run: str) -> dict[str, Tensor]:
         """What a simulated client kept to itself: its model's local tensors, where there are any."""
         from .app import load
-        from .sharing import local_names
+        from .sharing import personal_names
         from .task import build_model
 
         known = self.task.population(self.recipe.clients)
@@ -143,7 +143,7 @@ class Run:
             raise ConfigError(
                 f"no client '{client}' in this run{nearest(client, known)}; clients: {', '.join(known[:20])}"
             )
-        local = set(local_names(build_model(self.recipe, self.task)))
+        local = set(personal_names(build_model(self.recipe, self.task)))
         if not local:
             return {}
         kept = load("client.state").ClientState(self.folder / "clients" / run, client)

@@ -51,14 +51,30 @@ def local_names(model: nn.Module) -> list[str]:
     X2, Y2 and T2 of PFedPara layers; the frozen W0 of residual ones, which every client has from the start; and what
     `keep_local_` declared.
     """
-    local: set[str] = set()
+    local = _frozen(model)
     for place in factorised_weights(model, every_name=True):
         local |= {f"{place.key}.original{index}" for index in place.own.config.local}
-        local |= {f"{place.key}.0.base"} if place.own.base is not None else set()
     names = list(model.state_dict())
     for pattern in model.__dict__.get(_KEPT, ()):
         local |= _matched(model, names, pattern)
     return [name for name in names if name in local]
+
+
+def personal_names(model: nn.Module) -> list[str]:
+    """The `local_names` in which clients come to differ: all but the frozen W0 of residual layers."""
+    frozen = _frozen(model)
+    return [name for name in local_names(model) if name not in frozen]
+
+
+def frozen_state(model: nn.Module) -> dict[str, Tensor]:
+    """The frozen W0 of residual layers by name, in state_dict order: detached, not copied."""
+    frozen = _frozen(model)
+    return {name: tensor.detach() for name, tensor in model.state_dict().items() if name in frozen}
+
+
+def _frozen(model: nn.Module) -> set[str]:
+    places = factorised_weights(model, every_name=True)
+    return {f"{place.key}.0.base" for place in places if place.own.base is not None}
 
 
 def _matched(model: nn.Module, names: list[str], pattern: str) -> set[str]:

@@ -327,4 +327,5 @@ def parametrize_as(model: nn.Module, recipe: Recipe, parametrization: str | None
     if kind == "lowrank":
         return parametrize_(model, LowRank(gamma=recipe.gamma, ratio=recipe.ratio))
     activation = "tanh" if recipe.activation == "tanh" else None
-    return parametrize_(model, FedPara(gamma=recipe.gamma, ratio=recipe.ratio, activation=activation))
+    config = FedPara(gamma=recipe.gamma, ratio=recipe.ratio, activation=activation, residual=recipe.residual)
+    return parametrize_(model, config)

@@ -19,6 +19,7 @@ PACKED, SEED = "fedpara.packed", "fedpara.seed"  # serialisation types of the on
 EXAMPLES = "num-examples"  # weight of a reply, the key that Flower's strategies look for
 ROUND = "server-round"
 FINE_TUNE = "fine-tune"  # epochs of training before an evaluation
+FROZEN = "frozen"  # fingerprint of the weights that everyone draws from the seed and nobody sends, hexadecimal
 RANK_SHARE = "rank-share"  # of the common ranks, that a client holds
 SAYS = " says: "  # between a client's name and why it does not take part, in its answer to the roll-call
 LATE = 60.0  # seconds after a round's deadline for which Flower keeps a message: what comes so late is still counted
@@ -29,6 +30,7 @@ NOT_HELD = 1002  # error code of a client that lacks the model which a broadcast
 EVALUATION = "eval-"  # prefix of what a client measured on the model it received
 SECONDS = "seconds-"  # prefix of how long a client took: to start, to decode, to train, to encode
 
+_DIFFERS = "the model built from the seed differs from the server's (another version of torch or of the task?)"
 _SEED = struct.Struct("<q8s")
 
 
@@ -57,7 +59,10 @@ def check_seed(blob: bytes, seed: int, state: Mapping[str, Tensor]) -> None:
     if given != seed:
         raise CodecError(f"the broadcast carries seed {given}, the recipe says {seed}")
     if expected != fingerprint(state):
-        raise CodecError(
-            "the model built from the seed differs from the server's (another version of torch or of the task?): "
-            'install the same versions, or set first_broadcast = "weights"'
-        )
+        raise CodecError(f'{_DIFFERS}: install the same versions, or set first_broadcast = "weights"')
+
+
+def check_frozen(expected: str, state: Mapping[str, Tensor]) -> None:
+    """Check that the frozen weights drawn here are the server's. Raises CodecError where they are not."""
+    if expected != fingerprint(state).hex():
+        raise CodecError(f"{_DIFFERS}: install the same versions, or leave residual out")

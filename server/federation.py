@@ -25,7 +25,7 @@ from fedpara.errors import ConfigError, FederationError, FedparaError, UpdateErr
 from fedpara.parametrize import merge_
 from fedpara.run import Row, Run, only_writer
 from fedpara.seeds import derive
-from fedpara.sharing import local_names, shared_state, trained_parameters
+from fedpara.sharing import frozen_state, personal_names, shared_state, trained_parameters
 from fedpara.slices import SlicedMean, cut, rank_sides
 from fedpara.task import Metrics, Task, build_model, build_task
 from fedpara.wire import ARRAYS, CONFIG, CONTROL, EVALUATION, EXAMPLES, FINE_TUNE, LATE, RETRY, ROUND
@@ -95,7 +95,7 @@ class Federation:
         trained = {name: self.initial[name] for name in trained_parameters(self.evaluator.model)}
         self.strategy = build_strategy(recipe, trained)
         self.averaging = FactorAveraging(self.evaluator.model)
-        self.personal = bool(local_names(self.evaluator.model))  # no one model for the server to judge
+        self.personal = bool(personal_names(self.evaluator.model))  # no one model for the server to judge
         self.measure = f"client_{self.task.measure}" if self.personal else self.task.measure
         self.composes = bool(self.averaging) and (recipe.measure_gap or recipe.averaging == "weights")
         dense = build_model(recipe, self.task, parametrization="none").state_dict()
@@ -129,7 +129,7 @@ class Federation:
     def _run(self) -> Run:
         self.observer.started(self.recipe, self.task, self._facts(), self.writer.rows)
         if not self._done():
-            roster = Roster(self.grid, self.recipe)
+            roster = Roster(self.grid, self.recipe, frozen=frozen_state(self.evaluator.model))
             roster.call()
             lost = 0
             while not self._done():

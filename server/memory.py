@@ -65,7 +65,7 @@ class ClientMemory:
         if self.folder is not None:
             for key in set(self._keys.values()) & self._states.keys():
                 if not self._file(key).is_file():
-                    save_tensors(self._file(key), self._states[key])
+                    save_tensors(self._file(key), self._states[key], sync=False)  # `find` does without
         return dict(self._keys)
 
     def prune(self) -> None:

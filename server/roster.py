@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Mapping
 
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+from torch import Tensor
 
 from client.arrays import record_in
 from fedpara.config import Recipe
 from fedpara.errors import FederationError, FedparaError, UpdateError
 from fedpara.slices import check_share
-from fedpara.wire import CONFIG, LATE, RANK_SHARE, ROUND, SAYS
+from fedpara.wire import CONFIG, FROZEN, LATE, RANK_SHARE, ROUND, SAYS, fingerprint
 
 from .grid import CodedGrid
 
@@ -27,10 +28,14 @@ class Roster:
         grid: is told names and shares of the ranks.
         recipe: how many clients there are, how many a cohort has, and how many a round needs at least.
         wait: seconds to wait for them.
+        frozen: weights that are never sent: who draws others from the seed does not take part.
     """
 
-    def __init__(self, grid: CodedGrid, recipe: Recipe, wait: float = WAIT) -> None:
+    def __init__(
+        self, grid: CodedGrid, recipe: Recipe, wait: float = WAIT, *, frozen: Mapping[str, Tensor] | None = None
+    ) -> None:
         self._grid, self._recipe, self._wait = grid, recipe, wait
+        self._question = {ROUND: 0} | ({FROZEN: fingerprint(frozen).hex()} if frozen else {})
         self._found: dict[str, int] = {}
         self._asked: dict[int, str] = {}  # node -> message, of those that have not answered
         # The in-process runtime knows its clients, and they are always there.
@@ -92,7 +97,7 @@ class Roster:
         return {name: found[name] for name in sorted(found) if self._grid.shares.get(name, 1.0)}
 
     def _ask(self, nodes: Iterable[int]) -> None:
-        content = RecordDict({CONFIG: ConfigRecord({ROUND: 0})})
+        content = RecordDict({CONFIG: ConfigRecord(dict(self._question))})
         asked = sorted(nodes)
         ttl = self._wait + self._recipe.deadline + LATE  # who comes in the middle of a round is looked at after it
         ids = self._grid.push_messages([Message(content, node, MessageType.QUERY, ttl=ttl) for node in asked])

@@ -1,8 +1,10 @@
 """Checkpoints: whole or not there, and a damaged one says so."""
 
 import json
+import os
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -85,6 +87,32 @@ def test_where_the_last_checkpoint_is_damaged_the_one_before_is_taken_with_a_war
     save(tmp_path, checkpoint(3, 5.0))
     damage_newest(tmp_path, damage)
     assert float(load(tmp_path).model["w"][0, 0]) == 4.0
+
+
+def test_a_disk_without_links_keeps_the_one_before_as_well(tmp_path, monkeypatch):
+    def no_link(*args):
+        raise OSError("no links here")
+
+    monkeypatch.setattr("os.link", no_link)
+    for round in (1, 2, 3):
+        save(tmp_path, checkpoint(round))
+    damage_newest(tmp_path, "truncate")
+    assert load(tmp_path).round == 2
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="names of open files are read from /proc")
+def test_all_that_a_checkpoint_needs_is_on_disk_before_anything_old_goes(tmp_path, monkeypatch):
+    """The tensors, then the index, then their names; only then is the round before last removed."""
+    done, sync, unlink = [], os.fsync, Path.unlink
+    monkeypatch.setattr("os.fsync", lambda handle: (done.append(os.readlink(f"/proc/self/fd/{handle}")), sync(handle)))
+    for round in (1, 2):
+        save(tmp_path, checkpoint(round))
+    done.clear()
+    monkeypatch.setattr(Path, "unlink", lambda self, **more: (done.append(f"gone {self}"), unlink(self, **more)))
+    save(tmp_path, checkpoint(3))
+    gone = f"gone {tmp_path / 'round-000001.safetensors'}"
+    tensors, index = f"{tmp_path / 'round-000003.safetensors'}.partial", f"{tmp_path / 'latest.json'}.partial"
+    assert [name for name in done if "before.json" not in name] == [tensors, index, str(tmp_path), gone]
 
 
 class Copying(Silent):
