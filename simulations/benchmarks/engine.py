@@ -22,7 +22,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -164,33 +164,46 @@ def _cell(values: list[float], column: str) -> str:
 
 
 def clients(options: argparse.Namespace) -> None:
-    """A client of next to no training, the median of rounds after the first; copying its model once beside it."""
-    columns = ("parameters", "clients a round", "ms a client", "ms to copy the model", "copies")
+    """A client of next to no training, the median from the end of a round to that of the next, checkpoint included;
+    copying its model once beside it.
+    """
+    columns = ("parameters", "codecs", "clients a round", "ms a client", "ms to copy the model", "copies")
     print(f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}")
     for size in (100_000, 1_000_000, 10_000_000):
         memory = torch.randn(size)
         copy = statistics.median(_timed(memory.clone) for _ in range(20))
-        for cohort in (10, 50, 100):
-            rows = _idle(options, clients=cohort, cohort=cohort, rounds=5, size=size)
-            own = statistics.median(row["seconds"] for row in rows[1:]) / cohort
+        for (up, down), cohort in itertools.product((("fp32", "fp32"), ("int8", "fp16")), (10, 50, 100)):
+            rounds = _idle(options, clients=cohort, cohort=cohort, rounds=6, size=size, uplink=up, downlink=down)
+            own = statistics.median(rounds[1:]) / cohort
             cells = f"{1e3 * own:.2f} | {1e3 * copy:.2f} | {own / copy:.0f}"
-            print(f"| {size:,} | {cohort} | {cells} |", flush=True)
+            print(f"| {size:,} | {up}, {down} | {cohort} | {cells} |", flush=True)
 
 
 def population(options: argparse.Namespace) -> None:
     """A round of ten clients, by how many there are to draw them from."""
     print("| population | ms a round |\n| --- | --- |")
     for size in (100, 100_000):
-        rows = _idle(options, clients=size, cohort=10, rounds=20)
-        print(f"| {size:,} | {1e3 * statistics.median(row['seconds'] for row in rows[1:]):.1f} |", flush=True)
+        rounds = _idle(options, clients=size, cohort=10, rounds=20)
+        print(f"| {size:,} | {1e3 * statistics.median(rounds[1:]):.1f} |", flush=True)
 
 
-def _idle(options: argparse.Namespace, **changes: int) -> list[dict[str, Any]]:
-    """The rounds of a federation whose clients have next to nothing to do."""
+class Clock(Silent):
+    """Notes when each round has ended."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ends: list[float] = []
+
+    def finished_round(self, row: Mapping[str, Any]) -> None:
+        self.ends.append(time.perf_counter())
+
+
+def _idle(options: argparse.Namespace, **changes: int | str) -> list[float]:
+    """Seconds from round to round, after the first, of a federation whose clients have next to nothing to do."""
     recipe = read_recipe(HERE / "idle.toml", {**changes, "workers": options.processes, "task": str(HERE / "idle.py")})
     with tempfile.TemporaryDirectory() as name:
-        run = fp.simulate(recipe, folder=Path(name) / "run", observer=Silent())
-        return list(run.rounds)
+        fp.simulate(recipe, folder=Path(name) / "run", observer=(clock := Clock()))
+    return [end - start for start, end in itertools.pairwise(clock.ends)]
 
 
 def _timed(call) -> float:  # type: ignore[no-untyped-def]
