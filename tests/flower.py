@@ -61,7 +61,7 @@ class Flower:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    def run_to_the_end(self, superlink: str, *options: str, timeout: float = 240) -> dict:
+    def run_to_the_end(self, superlink: str, *options: str, timeout: float = 600) -> dict:
         """Submit the app and wait; `flwr run` says nothing of failure, so the list of runs is asked."""
         self.flwr("run", str(ROOT), superlink, *options)
         end = time.monotonic() + timeout
