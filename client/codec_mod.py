@@ -166,7 +166,7 @@ class _Link:
             keep |= {OWED[CONTROL] + name: tensor for name, tensor in owed.items()}
             reply.content[CONTROL] = packed_record(blob)
         if keep:
-            self.kept.save(self.round, keep, sync=False)  # who lost it says so, and gets the model whole
+            self.kept.save(self.round, keep, sync=False)  # who lost it gets the model whole, and owes nothing
 
     def _pack(
         self, reply: Message, record: str, reference: dict[str, Tensor] | None, owed: dict[str, Tensor]

@@ -108,15 +108,13 @@ def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 def _put_aside(folder: Path) -> None:
     """Give the index a second name, under which it stays when it is replaced. Its content is on disk already."""
-    partial = folder / f"{_BEFORE}.partial"
-    with writing(partial):
-        partial.unlink(missing_ok=True)
+    with _replacing(folder / _BEFORE, sync=False) as partial:
+        partial.unlink(missing_ok=True)  # a kill may have left one
         try:
             os.link(folder / _LATEST, partial)
         except OSError:  # a disk without such links
             shutil.copyfile(folder / _LATEST, partial)
             _sync(partial)
-        os.replace(partial, folder / _BEFORE)
 
 
 def save_tensors(file: Path, tensors: Mapping[str, Tensor], *, sync: bool = True) -> None:

@@ -22,11 +22,10 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -194,7 +193,7 @@ class Clock(Silent):
         super().__init__()
         self.ends: list[float] = []
 
-    def finished_round(self, row: Mapping[str, Any]) -> None:
+    def finished_round(self, row: object) -> None:
         self.ends.append(time.perf_counter())
 
 

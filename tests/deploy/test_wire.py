@@ -29,8 +29,5 @@ def test_nearly_all_of_what_passes_the_line_is_payload(deploy):
     wire.close()
     payload = run.ledger.by("direction")
     assert payload["up"] == payload["down"] > 6 * 5_000_000
-    model = payload["up"] // 6
-    again = (wire.up - payload["up"]) // model  # uploads that were cut off, on a machine too busy to go on with them
-    assert again <= 1
-    assert 0.98 <= (payload["up"] + payload["down"] + again * model) / (wire.up + wire.down) < 1
+    assert 0.98 <= (payload["up"] + payload["down"]) / (wire.up + wire.down) < 1
     assert run.ledger.total(unit="message") <= wire.up + wire.down
