@@ -18,6 +18,7 @@ from fedpara.config import Training
 from fedpara.task import Batch
 
 from .methods import Method
+from .muon import Muon, Together
 from .turns import TURNS, own_stream
 
 log = logging.getLogger("fedpara")
@@ -172,15 +173,17 @@ class Recorder:
 
 def _with_rate_on_device(optimizer: torch.optim.Optimizer) -> None:
     """Let an optimiser on a GPU read its learning rate there, so that a recorded step can follow its decay."""
-    if not isinstance(optimizer, torch.optim.SGD | torch.optim.Adam | torch.optim.AdamW):
-        return
-    for group in optimizer.param_groups:
-        device = group["params"][0].device if group["params"] else torch.device("cpu")
-        if device.type == "cuda":
-            group["lr"] = torch.tensor(group["lr"], device=device)
-            group["fused"], group["foreach"] = True, False
-            if "capturable" in group:  # Adam would not be recorded without
-                group["capturable"] = True
+    for part in optimizer.parts if isinstance(optimizer, Together) else (optimizer,):
+        if not isinstance(part, torch.optim.SGD | torch.optim.Adam | torch.optim.AdamW | Muon):
+            continue
+        for group in part.param_groups:
+            device = group["params"][0].device if group["params"] else torch.device("cpu")
+            if device.type == "cuda":
+                group["lr"] = torch.tensor(group["lr"], device=device)
+                if not isinstance(part, Muon):
+                    group["fused"], group["foreach"] = True, False
+                if "capturable" in group:  # Adam would not be recorded without
+                    group["capturable"] = True
 
 
 def _drawn(device: torch.device) -> list[int]:

@@ -22,6 +22,7 @@ from fedpara.task import Batch, ClientData, Metrics, Task
 
 from .compiled import compiled_loss
 from .methods import Method
+from .muon import Together, take_over
 from .recorded import Recorder
 
 log = logging.getLogger("fedpara")
@@ -123,16 +124,18 @@ def _seed(seed: int, device: torch.device) -> None:
 
 
 def _optimizer(task: Task, model: nn.Module, training: Training, lr: float) -> torch.optim.Optimizer:
-    """The task's optimiser, with factors, and what stays with the client, at rates of their own."""
-    optimizer = task.optimizer(model, training, lr)
-    if training.factor_lr != 1:
-        factors = [factor for place in factorised_weights(model) for factor in place.factors.values()]
-        scale_rate(optimizer, factors, training.factor_lr)
-    if training.personal_lr != 1:
-        personal = set(local_names(model))
-        own = [parameter for name, parameter in model.named_parameters() if name in personal]
-        scale_rate(optimizer, own, training.personal_lr)
-    return optimizer
+    """The task's optimiser, or Muon for factors; these, and what stays with the client, at rates of their own."""
+    parts = [task.optimizer(model, training, lr)]
+    factors = [factor for place in factorised_weights(model) for factor in place.factors.values()]
+    if training.factor_optimizer == "muon":
+        muon = take_over(factors, parts[0], lr)
+        parts += [muon] if muon else []
+    chosen = set(local_names(model)) if training.personal_lr != 1 else set()
+    personal = [parameter for name, parameter in model.named_parameters() if name in chosen]
+    for part in parts:
+        scale_rate(part, factors, training.factor_lr)
+        scale_rate(part, personal, training.personal_lr)
+    return parts[0] if len(parts) == 1 else Together(*parts)
 
 
 def placed(batch: Batch, device: torch.device) -> Batch:
@@ -171,7 +174,7 @@ def one_factor(model: nn.Module, round: int) -> Iterator[None]:
 
 def scale_rate(optimizer: torch.optim.Optimizer, chosen: list[nn.Parameter], share: float) -> None:
     """Multiply these parameters' learning rate, whatever group they are in."""
-    names = {id(parameter) for parameter in chosen}
+    names = {id(parameter) for parameter in chosen} if share != 1 else set()
     for group in list(optimizer.param_groups):
         own = [parameter for parameter in group["params"] if id(parameter) in names]
         if own:
