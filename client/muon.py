@@ -1,13 +1,15 @@
-"""Muon for factors: steps of one size in every direction that a factor has, however unequal its gradient's are."""
+"""Muon: steps of one size in every direction that a factor or a kernel has, however unequal its gradient's are."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from fedpara.layers import factorised_weights
 
 MOMENTUM = 0.95
 ITERATIONS = 5
@@ -33,8 +35,8 @@ class Muon(torch.optim.Optimizer):
 
     m ← 0.95 m + 0.05 g;  P ← P − lr · 0.2 √max(rows, columns) · orthogonalised(0.05 g + 0.95 m)
 
-    A core (R, R, k, k) is taken as the matrix (R, R·k²). Matrices of one shape are orthogonalised together, which of
-    factors as small as FedPara's takes a fraction of the time that one after another does (torch.optim.Muon).
+    A core (R, R, k, k), or a kernel, is taken as the matrix (R, R·k²). Matrices of one shape are orthogonalised
+    together, which of factors as small as FedPara's takes less time than one after another (torch.optim.Muon).
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], lr: float) -> None:
@@ -42,17 +44,17 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """A step for every factor that has a gradient."""
+        """A step for every matrix that has a gradient."""
         loss = None if closure is None else torch.enable_grad()(closure)()
         for group in self.param_groups:
             alike: dict[tuple[int, ...], list[nn.Parameter]] = defaultdict(list)
             for own in group["params"]:
                 if own.grad is not None:
                     alike[tuple(tall(own).shape)].append(own)
-            for (rows, _), factors in alike.items():
-                steps = orthogonalised(torch.stack([tall(self._look_ahead(own)) for own in factors]))
+            for (rows, _), matrices in alike.items():
+                steps = orthogonalised(torch.stack([tall(self._look_ahead(own)) for own in matrices]))
                 steps *= group["lr"] * AS_ADAMS * rows**0.5
-                for own, change in zip(factors, steps.unbind(), strict=True):
+                for own, change in zip(matrices, steps.unbind(), strict=True):
                     tall(own).sub_(change)
         return loss
 
@@ -66,15 +68,26 @@ class Muon(torch.optim.Optimizer):
         return torch.lerp(own.grad, mean, MOMENTUM)
 
 
-def tall(factor: Tensor) -> Tensor:
-    """A factor as a matrix with no fewer rows than columns: a view of it."""
-    matrix = factor.flatten(1)
+def tall(weight: Tensor) -> Tensor:
+    """A factor or kernel as a matrix with no fewer rows than columns: a view of it."""
+    matrix = weight.flatten(1)
     return matrix if matrix.shape[0] >= matrix.shape[1] else matrix.mT
 
 
-def take_over(factors: Iterable[nn.Parameter], optimizer: torch.optim.Optimizer, lr: float) -> Muon | None:
-    """Take these out of the optimiser's groups into one of their own; None where there are none that train."""
-    chosen = {id(own) for own in factors}
+def matrices(model: nn.Module) -> Iterator[nn.Parameter]:
+    """Factors, and dense weights of linear, convolutional, recurrent and attention layers; no embeddings."""
+    for place in factorised_weights(model):
+        yield from place.factors.values()
+    for module in model.modules():
+        if isinstance(
+            module, nn.Linear | nn.modules.conv._ConvNd | nn.RNNBase | nn.RNNCellBase | nn.MultiheadAttention
+        ):
+            yield from (own for own in module.parameters(recurse=False) if own.dim() > 1)
+
+
+def take_over(model: nn.Module, optimizer: torch.optim.Optimizer, lr: float) -> Muon | None:
+    """Take a model's matrices out of the optimiser's groups; None where it trains none."""
+    chosen = {id(own) for own in matrices(model)}
     taken = []
     for group in optimizer.param_groups:
         taken += [own for own in group["params"] if id(own) in chosen]

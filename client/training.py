@@ -124,12 +124,12 @@ def _seed(seed: int, device: torch.device) -> None:
 
 
 def _optimizer(task: Task, model: nn.Module, training: Training, lr: float) -> torch.optim.Optimizer:
-    """The task's optimiser, or Muon for factors; these, and what stays with the client, at rates of their own."""
+    """The task's optimiser, Muon beside it; factors, and what stays with the client, at rates of their own."""
     parts = [task.optimizer(model, training, lr)]
-    factors = [factor for place in factorised_weights(model) for factor in place.factors.values()]
-    if training.factor_optimizer == "muon":
-        muon = take_over(factors, parts[0], lr)
+    if training.muon_lr:
+        muon = take_over(model, parts[0], lr * training.muon_lr / training.lr)
         parts += [muon] if muon else []
+    factors = [factor for place in factorised_weights(model) for factor in place.factors.values()]
     chosen = set(local_names(model)) if training.personal_lr != 1 else set()
     personal = [parameter for name, parameter in model.named_parameters() if name in chosen]
     for part in parts:

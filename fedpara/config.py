@@ -51,10 +51,8 @@ class Training:
     lr: float = setting(0.1, "learning rate of the first round", above=0)
     lr_decay: float = setting(1.0, "the learning rate is multiplied by this every round", above=0, high=1)
     factor_lr: float = setting(1.0, "learning rate of factors, as a share of lr, which what is left dense has", above=0)
-    factor_optimizer: str = setting(
-        "task",
-        "task: factors are trained as all else; muon: by orthogonalised steps, about as large as Adam's of that rate",
-        choices=("task", "muon"),
+    muon_lr: float = setting(
+        0.0, "learning rate of matrices and kernels, factors too, by orthogonalised steps; 0: no such steps", low=0
     )
     personal_lr: float = setting(1.0, "learning rate of what stays with the client, as a share of lr", low=0)
     momentum: float = setting(0.0, "momentum of SGD, started afresh every round", low=0, high=1)
@@ -172,11 +170,11 @@ class Recipe:
             )
         if any(not 0 <= share <= 1 for share in self.rank_shares) or (self.rank_shares and not any(self.rank_shares)):
             raise ConfigError(f"rank_shares = {list(self.rank_shares)}: shares are from 0 (left out) to 1, not all 0")
-        if self.training.factor_optimizer == "muon":
+        if self.training.muon_lr:
             if self.strategy == "scaffold":
-                raise ConfigError("strategy = 'scaffold' reads gradients off SGD's steps: leave factor_optimizer out")
+                raise ConfigError("strategy = 'scaffold' reads gradients off SGD's steps: leave muon_lr out")
             if self.rank_shares:
-                raise ConfigError("rank_shares trains factors' columns apart, and factor_optimizer = 'muon' mixes them")
+                raise ConfigError("rank_shares trains factors' columns apart, and muon_lr mixes them: leave one out")
         own = ":" in self.strategy  # may take any of them
         for item in dataclasses.fields(self.optimiser):
             users = item.metadata["of"]

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from client.muon import Muon, Together, orthogonalised, take_over
+from client.muon import Muon, Together, matrices, orthogonalised, take_over
 from client.training import _optimizer, one_factor
 from fedpara import FedPara, parametrize_
 from fedpara.config import read_recipe
@@ -20,7 +20,7 @@ from fedpara.task import build_model, build_task
 from tests.client.test_training import stepped
 from tests.conftest import SMALL
 
-MUON = {"factor_optimizer": "muon"}
+MUON = {"muon_lr": 0.3}
 
 
 @settings(deadline=None)
@@ -71,34 +71,37 @@ def test_many_matrices_and_a_core_move_as_each_matrix_alone():
         torch.testing.assert_close(own.flatten(1), twin)
 
 
-@pytest.mark.parametrize("parametrization", ["fedpara", "pfedpara", "lowrank"])
-def test_what_is_not_factorised_moves_as_ever_and_factors_at_their_own_rate(parametrization):
-    recipe = read_recipe(SMALL, {"parametrization": parametrization, "personal_lr": 0.5} | MUON)
+@pytest.mark.parametrize("parametrization", ["none", "fedpara", "pfedpara", "lowrank"])
+def test_matrices_move_at_their_own_rate_and_all_else_as_ever(parametrization):
+    recipe = read_recipe(SMALL, {"parametrization": parametrization, "personal_lr": 0.5, "lr": 0.2} | MUON)
     task = build_task(recipe)
     model = build_model(recipe, task)
     plain, doubled = copy.deepcopy(model), copy.deepcopy(model)
-    usual = stepped(plain, _optimizer(task, plain, replace(recipe.training, factor_optimizer="task"), 0.1))
+    usual = stepped(plain, _optimizer(task, plain, replace(recipe.training, muon_lr=0.0), 0.1))
     twice = stepped(doubled, _optimizer(task, doubled, replace(recipe.training, factor_lr=2.0), 0.1))
     for name, moved in stepped(model, _optimizer(task, model, recipe.training, 0.1)).items():
-        torch.testing.assert_close(twice[name], 2 * moved if "original" in name else usual[name])
-        if "original" not in name:
+        torch.testing.assert_close(twice[name], 2 * moved if "original" in name else moved)
+        if moved.dim() == 1:
             assert torch.equal(moved, usual[name])
             continue
-        matrix, rate = moved.flatten(1), 0.05 if name in local_names(model) else 0.1
+        matrix, rate = moved.flatten(1), 0.3 * 0.1 / 0.2 * (0.5 if name in local_names(model) else 1)
         assert 0.6 * rate < torch.linalg.matrix_norm(matrix, 2) / (0.2 * max(matrix.shape) ** 0.5) < 1.3 * rate
 
 
-def test_without_factors_the_tasks_own_optimiser_trains_all():
-    recipe = read_recipe(SMALL, {"parametrization": "none"} | MUON)
-    task = build_task(recipe)
-    assert isinstance(_optimizer(task, build_model(recipe, task), recipe.training, 0.1), torch.optim.SGD)
+def test_embeddings_biases_and_norms_are_left_to_the_tasks_optimiser():
+    model = nn.ModuleList(
+        [nn.Embedding(9, 8), nn.LSTM(8, 8), nn.LayerNorm((2, 8)), nn.Conv2d(3, 8, 3), nn.MultiheadAttention(8, 2)]
+    )
+    taken = {id(own) for own in matrices(model)}
+    names = {name for name, own in model.named_parameters() if id(own) in taken}
+    assert names == {"1.weight_ih_l0", "1.weight_hh_l0", "3.weight", "4.in_proj_weight", "4.out_proj.weight"}
 
 
 def test_a_factor_that_rests_this_round_does_not_move():
     model = parametrize_(nn.Sequential(nn.Linear(40, 30)), FedPara(gamma=0.5))
     factors = [own for place in factorised_weights(model) for own in place.factors.values()]
     rest = torch.optim.SGD(model.parameters(), 0.1)
-    optimizer = Together(rest, take_over(factors, rest, 0.1))
+    optimizer = Together(rest, take_over(model, rest, 0.1))
     with one_factor(model, 2):
         before = [own.detach().clone() for own in factors]
         optimizer.zero_grad()
@@ -109,5 +112,5 @@ def test_a_factor_that_rests_this_round_does_not_move():
 
 @pytest.mark.parametrize("with_it", [{"strategy": "scaffold"}, {"rank_shares": [1.0, 0.5]}])
 def test_what_muon_does_not_go_with_is_refused(with_it):
-    with pytest.raises(ConfigError, match="factor_optimizer"):
+    with pytest.raises(ConfigError, match="muon_lr"):
         read_recipe(SMALL, with_it | MUON)
