@@ -35,7 +35,7 @@ class Muon(torch.optim.Optimizer):
 
     m ← 0.95 m + 0.05 g;  P ← P − lr · 0.2 √max(rows, columns) · orthogonalised(0.05 g + 0.95 m)
 
-    A core (R, R, k, k), or a kernel, is taken as the matrix (R, R·k²). Matrices of one shape are orthogonalised
+    A core (R, k, k, R), or a kernel, is taken as the matrix (R, k²·R). Matrices of one shape are orthogonalised
     together, which of factors as small as FedPara's takes less time than one after another (torch.optim.Muon).
     """
 

@@ -59,7 +59,7 @@ def test_a_matrix_moves_as_with_torchs_muon(shape):
 
 def test_many_matrices_and_a_core_move_as_each_matrix_alone():
     generator = torch.Generator().manual_seed(0)
-    shapes = [(9, 4), (9, 4), (4, 9), (4, 4, 3, 3)]
+    shapes = [(9, 4), (9, 4), (4, 9), (4, 3, 3, 4)]
     factors = [nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
     alone = [nn.Parameter(own.detach().flatten(1).clone()) for own in factors]
     for own, twin in zip(factors, alone, strict=True):
