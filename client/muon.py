@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fedpara.layers import factorised_weights
+from fedpara.parametrize import weight_names
 
 MOMENTUM = 0.95
 ITERATIONS = 5
@@ -43,9 +44,8 @@ class Muon(torch.optim.Optimizer):
         super().__init__(parameters, {"lr": lr})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         """A step for every matrix that has a gradient."""
-        loss = None if closure is None else torch.enable_grad()(closure)()
         for group in self.param_groups:
             alike: dict[tuple[int, ...], list[nn.Parameter]] = defaultdict(list)
             for own in group["params"]:
@@ -56,7 +56,6 @@ class Muon(torch.optim.Optimizer):
                 steps *= group["lr"] * AS_ADAMS * rows**0.5
                 for own, change in zip(matrices, steps.unbind(), strict=True):
                     tall(own).sub_(change)
-        return loss
 
     def _look_ahead(self, own: nn.Parameter) -> Tensor:
         """Nesterov's mean of the gradient and its running mean, which the gradient joins first."""
@@ -79,10 +78,9 @@ def matrices(model: nn.Module) -> Iterator[nn.Parameter]:
     for place in factorised_weights(model):
         yield from place.factors.values()
     for module in model.modules():
-        if isinstance(
-            module, nn.Linear | nn.modules.conv._ConvNd | nn.RNNBase | nn.RNNCellBase | nn.MultiheadAttention
-        ):
-            yield from (own for own in module.parameters(recurse=False) if own.dim() > 1)
+        if not isinstance(module, nn.Embedding | nn.EmbeddingBag):
+            dense = (module._parameters.get(name) for name in weight_names(module))
+            yield from (own for own in dense if own is not None)
 
 
 def take_over(model: nn.Module, optimizer: torch.optim.Optimizer, lr: float) -> Muon | None:

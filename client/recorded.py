@@ -180,7 +180,7 @@ def _with_rate_on_device(optimizer: torch.optim.Optimizer) -> None:
             device = group["params"][0].device if group["params"] else torch.device("cpu")
             if device.type == "cuda":
                 group["lr"] = torch.tensor(group["lr"], device=device)
-                if not isinstance(part, Muon):
+                if "fused" in group:
                     group["fused"], group["foreach"] = True, False
                 if "capturable" in group:  # Adam would not be recorded without
                     group["capturable"] = True

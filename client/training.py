@@ -129,12 +129,15 @@ def _optimizer(task: Task, model: nn.Module, training: Training, lr: float) -> t
     if training.muon_lr:
         muon = take_over(model, parts[0], lr * training.muon_lr / training.lr)
         parts += [muon] if muon else []
-    factors = [factor for place in factorised_weights(model) for factor in place.factors.values()]
-    chosen = set(local_names(model)) if training.personal_lr != 1 else set()
-    personal = [parameter for name, parameter in model.named_parameters() if name in chosen]
-    for part in parts:
-        scale_rate(part, factors, training.factor_lr)
-        scale_rate(part, personal, training.personal_lr)
+    if training.factor_lr != 1:
+        factors = [factor for place in factorised_weights(model) for factor in place.factors.values()]
+        for part in parts:
+            scale_rate(part, factors, training.factor_lr)
+    if training.personal_lr != 1:
+        personal = set(local_names(model))
+        own = [parameter for name, parameter in model.named_parameters() if name in personal]
+        for part in parts:
+            scale_rate(part, own, training.personal_lr)
     return parts[0] if len(parts) == 1 else Together(*parts)
 
 
@@ -174,7 +177,7 @@ def one_factor(model: nn.Module, round: int) -> Iterator[None]:
 
 def scale_rate(optimizer: torch.optim.Optimizer, chosen: list[nn.Parameter], share: float) -> None:
     """Multiply these parameters' learning rate, whatever group they are in."""
-    names = {id(parameter) for parameter in chosen} if share != 1 else set()
+    names = {id(parameter) for parameter in chosen}
     for group in list(optimizer.param_groups):
         own = [parameter for parameter in group["params"] if id(parameter) in names]
         if own:

@@ -293,7 +293,7 @@ def _weights(model: nn.Module) -> Iterator[_Weight]:
             yield _Weight(module, module_name, name)
 
 
-def _weight_names(module: nn.Module) -> list[str]:
+def weight_names(module: nn.Module) -> list[str]:
     """The names of the tensors of this layer that can be factorised; none for layers of other types."""
     if isinstance(module, nn.RNNBase):
         return [name for name in module._flat_weights_names if name.startswith("weight")]
@@ -333,7 +333,7 @@ def _why_dense(weight: _Weight, config: Config, tied: set[int]) -> str | None:
     module, dense = weight.module, weight.dense
     shape = tuple(dense.shape)
     reason: str | None = None
-    if weight.tensor_name not in _weight_names(module):
+    if weight.tensor_name not in weight_names(module):
         reason = f"{weight.layer}.{weight.tensor_name} is of no supported kind"
     elif parametrize.is_parametrized(module):
         reason = "its layer is parametrized by something else"

@@ -89,9 +89,8 @@ def test_matrices_move_at_their_own_rate_and_all_else_as_ever(parametrization):
 
 
 def test_embeddings_biases_and_norms_are_left_to_the_tasks_optimiser():
-    model = nn.ModuleList(
-        [nn.Embedding(9, 8), nn.LSTM(8, 8), nn.LayerNorm((2, 8)), nn.Conv2d(3, 8, 3), nn.MultiheadAttention(8, 2)]
-    )
+    attention = nn.MultiheadAttention(8, 2, add_bias_kv=True)
+    model = nn.ModuleList([nn.Embedding(9, 8), nn.LSTM(8, 8), nn.LayerNorm((2, 8)), nn.Conv2d(3, 8, 3), attention])
     taken = {id(own) for own in matrices(model)}
     names = {name for name, own in model.named_parameters() if id(own) in taken}
     assert names == {"1.weight_ih_l0", "1.weight_hh_l0", "3.weight", "4.in_proj_weight", "4.out_proj.weight"}
