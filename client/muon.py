@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,15 +19,18 @@ AS_ADAMS = 0.2  # the rms of a step of rate 1, about that of Adam's (Liu et al. 
 
 
 def orthogonalised(stack: Tensor) -> Tensor:
-    """Nearly U Vᵀ of each matrix U S Vᵀ of a stack (n, rows, columns), rows ≥ columns, by Newton and Schulz.
+    """Nearly U Vᵀ of each matrix U S Vᵀ of a stack (n, rows, columns), by Newton and Schulz.
 
-    X ← a X + X (b G + c G²), G = XᵀX, five times from X / ‖X‖ (Jordan et al. 2024). A matrix of zeros stays one.
+    X ← a X + X (b G + c G²), G = XᵀX, five times from X / ‖X‖ (Jordan et al. 2024); wide ones with X Xᵀ, from the
+    left. A matrix of zeros stays one.
     """
     a, b, c = QUINTIC
     x = stack / (torch.linalg.vector_norm(stack, dim=(1, 2), keepdim=True) + 1e-12)
-    for _ in range(ITERATIONS):
-        gram = x.mT @ x
-        x = a * x + x @ (b * gram + c * (gram @ gram))
+    wide = x.shape[1] < x.shape[2]
+    for _ in range(ITERATIONS):  # three products each, sums inside: kernels are few, and most of the time on a GPU
+        gram = x @ x.mT if wide else x.mT @ x
+        change = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, change, x, beta=a) if wide else torch.baddbmm(x, x, change, beta=a)
     return x
 
 
@@ -47,30 +50,34 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """A step for every matrix that has a gradient."""
         for group in self.param_groups:
-            alike: dict[tuple[int, ...], list[nn.Parameter]] = defaultdict(list)
-            for own in group["params"]:
-                if own.grad is not None:
-                    alike[tuple(tall(own).shape)].append(own)
-            for (rows, _), matrices in alike.items():
-                steps = orthogonalised(torch.stack([tall(self._look_ahead(own)) for own in matrices]))
-                steps *= group["lr"] * AS_ADAMS * rows**0.5
-                for own, change in zip(matrices, steps.unbind(), strict=True):
-                    tall(own).sub_(change)
+            moved = [own for own in group["params"] if own.grad is not None]
+            if moved:
+                changes = _alike_together([own.flatten(1) for own in self._look_ahead(moved)])
+                torch._foreach_mul_(changes, [AS_ADAMS * max(own.shape) ** 0.5 for own in changes])
+                torch._foreach_mul_(changes, group["lr"])
+                torch._foreach_sub_(moved, [change.view_as(own) for change, own in zip(changes, moved, strict=True)])
 
-    def _look_ahead(self, own: nn.Parameter) -> Tensor:
-        """Nesterov's mean of the gradient and its running mean, which the gradient joins first."""
-        assert own.grad is not None
-        state = self.state[own]
-        if not state:
-            state["momentum"] = torch.zeros_like(own)
-        mean: Tensor = state["momentum"].lerp_(own.grad, 1 - MOMENTUM)
-        return torch.lerp(own.grad, mean, MOMENTUM)
+    def _look_ahead(self, moved: list[nn.Parameter]) -> Sequence[Tensor]:
+        """Nesterov's mean of each gradient and its running mean, which the gradient joins first."""
+        for own in moved:
+            if not self.state[own]:
+                self.state[own]["momentum"] = torch.zeros_like(own)
+        gradients = [cast(Tensor, own.grad) for own in moved]
+        means = [self.state[own]["momentum"] for own in moved]
+        torch._foreach_lerp_(means, gradients, 1 - MOMENTUM)
+        return torch._foreach_lerp(gradients, means, MOMENTUM)
 
 
-def tall(weight: Tensor) -> Tensor:
-    """A factor or kernel as a matrix with no fewer rows than columns: a view of it."""
-    matrix = weight.flatten(1)
-    return matrix if matrix.shape[0] >= matrix.shape[1] else matrix.mT
+def _alike_together(matrices: Sequence[Tensor]) -> list[Tensor]:
+    """Each matrix orthogonalised, those of one shape in one stack."""
+    alike: dict[torch.Size, list[int]] = defaultdict(list)
+    for place, own in enumerate(matrices):
+        alike[own.shape].append(place)
+    found: dict[int, Tensor] = {}
+    for places in alike.values():
+        stack = orthogonalised(torch.stack([matrices[place] for place in places]))
+        found |= dict(zip(places, stack.unbind(), strict=True))
+    return [found[place] for place in range(len(matrices))]
 
 
 def matrices(model: nn.Module) -> Iterator[nn.Parameter]:

@@ -71,6 +71,17 @@ def test_many_matrices_and_a_core_move_as_each_matrix_alone():
         torch.testing.assert_close(own.flatten(1), twin)
 
 
+def test_a_kernel_whose_channels_lie_innermost_moves_as_any_other():
+    plain = nn.Parameter(torch.randn(6, 4, 3, 3, generator=torch.Generator().manual_seed(0)))
+    innermost = nn.Parameter(plain.detach().clone(memory_format=torch.channels_last))
+    before = plain.detach().clone()
+    for own in (plain, innermost):
+        own.grad = torch.ones_like(own) + before
+        Muon([own], 0.3).step()
+    assert not torch.equal(plain, before)
+    torch.testing.assert_close(innermost.detach(), plain.detach())
+
+
 @pytest.mark.parametrize("parametrization", ["none", "fedpara", "pfedpara", "lowrank"])
 def test_matrices_move_at_their_own_rate_and_all_else_as_ever(parametrization):
     recipe = read_recipe(SMALL, {"parametrization": parametrization, "personal_lr": 0.5, "lr": 0.2} | MUON)

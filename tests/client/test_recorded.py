@@ -164,9 +164,10 @@ def test_a_method_that_corrects_gradients_goes_round_the_recorder():
 @needs_cuda
 @pytest.mark.parametrize("recordable", [False, True])
 @pytest.mark.parametrize("adam", [False, True])
-def test_graphs_train_as_step_by_step(adam, recordable):
+@pytest.mark.parametrize("muon", [0.0, 0.02])
+def test_graphs_train_as_step_by_step(adam, recordable, muon):
     device, task = torch.device("cuda", 0), Toy(adam, recordable)
-    training = Training(epochs=2, batch_size=8, lr=0.05, lr_decay=0.5, momentum=0.9)
+    training = Training(epochs=2, batch_size=8, lr=0.05, lr_decay=0.5, momentum=0.9, muon_lr=muon)
     recorder = Recorder(capture_graph)
     pairs = zip(rounds(task, training, None, device), rounds(task, training, recorder, device), strict=True)
     assert recorder._works
