@@ -15,7 +15,7 @@ from fedpara.checkpoint import part
 from fedpara.device import transferred
 from fedpara.errors import DataError
 from fedpara.seeds import generator_for
-from fedpara.sharing import frozen_state, trained_parameters
+from fedpara.sharing import frozen_state
 from fedpara.task import Examples, Metrics
 from fedpara.wire import (
     ARRAYS,
@@ -56,9 +56,7 @@ def train(message: Message, context: Context) -> Message:
     data = runtime.data(client)
     metrics = _judge(runtime, data.held_out)
     generator = generator_for(runtime.recipe.seed, "train", round, client)
-    method = build_method(
-        runtime.recipe, trained_parameters(runtime.model), part(before, METHOD), _received(message, CONTROL)
-    )
+    method = build_method(runtime.recipe, runtime.parameters, part(before, METHOD), _received(message, CONTROL))
     with one_factor(runtime.model, round) if runtime.recipe.averaging == "alternate" else nullcontext():
         result = train_locally(
             runtime.task,
@@ -72,16 +70,15 @@ def train(message: Message, context: Context) -> Message:
             shares=runtime.shares,
             recorder=None if runtime.recipe.averaging == "alternate" else runtime.recorder,
         )
-    state = runtime.model.state_dict()
+    state = runtime.model.state_dict() if runtime.local else {}
     own = {name: state[name] for name in runtime.local} | {METHOD + name: own for name, own in method.kept.items()}
     if own:
         kept.save(round, {name: tensor.cpu().clone() for name, tensor in own.items()})
     content: dict[str, ArrayRecord | MetricRecord] = {
         METRICS: MetricRecord({EXAMPLES: result.examples, **result.values, **metrics})
     }
-    if runtime.shared:
-        sent = {name: state[name] for name in runtime.shared}
-        content[ARRAYS] = tensor_record(transferred(sent, torch.device("cpu")))
+    if runtime.own:
+        content[ARRAYS] = tensor_record(transferred(runtime.own, torch.device("cpu")))
     if method.sent:
         content[CONTROL] = tensor_record(method.sent)
     return Message(RecordDict(content), reply_to=message)

@@ -18,7 +18,7 @@ from fedpara.codec import Codec, codec
 from fedpara.config import Recipe, read_recipe
 from fedpara.device import cap_memory, find_device, set_precision, transferred
 from fedpara.errors import ConfigError
-from fedpara.sharing import load_shared_, personal_names, shared_names, trained_parameters
+from fedpara.sharing import own_tensors, personal_names, shared_names, trained_parameters, write_shared_
 from fedpara.slices import narrow_
 from fedpara.task import ClientData, build_model, build_task
 from fedpara.wire import LANE, SETTINGS
@@ -56,6 +56,7 @@ class Runtime:
 
     def _use(self, model: nn.Module) -> None:
         self.model = model.to(self.device)
+        self.own, self.parameters = own_tensors(model), trained_parameters(model)  # what of it is sent, and trained
         self.recorder = Recorder() if self.device.type == "cuda" else None
 
     def narrowed(self, share: float) -> Runtime:
@@ -110,7 +111,7 @@ class Runtime:
 
     def restore(self, kept: dict[str, Tensor] | None, shared: dict[str, Tensor]) -> None:
         """Set the model: what was broadcast, joined with what this client keeps (its first values if never seen)."""
-        load_shared_(self.model, transferred(shared, self.device))
+        write_shared_(self.own, transferred(shared, self.device))
         if self.local:
             first = {name: self.initial[name] for name in self.local}
             self.model.load_state_dict(first | (kept or {}), strict=False)

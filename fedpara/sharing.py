@@ -107,12 +107,12 @@ def shared_names(model: nn.Module) -> list[str]:
 
     A tensor under several keys (tied weights) is sent once, under its first.
     """
-    return list(_shared(model))
+    return list(own_tensors(model))
 
 
 def shared_state(model: nn.Module) -> dict[str, Tensor]:
     """The sent tensors by name, in state_dict order: detached, not copied."""
-    return {name: tensor.detach() for name, tensor in _shared(model).items()}
+    return {name: tensor.detach() for name, tensor in own_tensors(model).items()}
 
 
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -122,7 +122,7 @@ def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """
     return {
         name: tensor
-        for name, tensor in _shared(model).items()
+        for name, tensor in own_tensors(model).items()
         if isinstance(tensor, nn.Parameter) and tensor.requires_grad and tensor.is_floating_point()
     }
 
@@ -133,7 +133,12 @@ def load_shared_(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
     Returns the model. Nothing is written when an error is raised. Raises UpdateError unless names, shapes and kinds
     (floating point or not) are the model's.
     """
-    own = _shared(model)
+    write_shared_(own_tensors(model), state)
+    return model
+
+
+def write_shared_(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    """`load_shared_` for a model whose `own_tensors` are known: finding them anew takes longer than copying few."""
     missing, unknown = [name for name in own if name not in state], [name for name in state if name not in own]
     if missing or unknown:
         raise UpdateError(
@@ -147,13 +152,13 @@ def load_shared_(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
                 f"load_shared_: {name} is {given.dtype} {tuple(given.shape)}, the model's is {tensor.dtype} "
                 f"{tuple(tensor.shape)}; both sides must use the same model, configuration and ranks"
             )
-    with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(state[name])
-    return model
+    if own:
+        with torch.no_grad():
+            torch._foreach_copy_(list(own.values()), [state[name] for name in own])
 
 
-def _shared(model: nn.Module) -> dict[str, Tensor]:
+def own_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The model's own parameters and buffers that are sent, by name, in state_dict order."""
     local = set(local_names(model))
     shared: dict[str, Tensor] = {}
     seen: set[int] = set()

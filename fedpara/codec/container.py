@@ -64,14 +64,19 @@ def fingerprint(tensors: Iterable[Tensor]) -> int:
 
 def to_bytes(tensor: Tensor) -> memoryview:
     """The tensor's memory, row by row, without a copy where it lies so already."""
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    own = tensor.detach().contiguous()
+    try:
+        numbers = own.numpy()
+    except TypeError:  # a type that NumPy lacks, such as bfloat16
+        numbers = own.reshape(-1).view(torch.uint8).numpy()
+    return numbers.reshape(-1).view(np.uint8).data
 
 
 def from_bytes(body: memoryview, dtype: torch.dtype, shape: Sequence[int]) -> Tensor:
     """A writable tensor with memory of its own, filled from exactly as many bytes as it takes."""
-    flat = torch.empty(torch.Size(shape).numel(), dtype=dtype)
-    flat.view(torch.uint8).numpy()[:] = np.frombuffer(body, np.uint8)
-    return flat.view(torch.Size(shape))
+    if not body.nbytes:
+        return torch.empty(torch.Size(shape), dtype=dtype)
+    return torch.frombuffer(bytearray(body), dtype=dtype).view(torch.Size(shape))
 
 
 def seal(spec: str, schema: bytes, reference: int, parts: Sequence[memoryview]) -> bytes:

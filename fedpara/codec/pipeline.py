@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from typing import cast
 
 import torch
 from torch import Generator, Tensor
@@ -13,7 +15,7 @@ from ..errors import CodecError, ConfigError, UpdateError
 from . import entropy
 from .container import OVERHEAD, fingerprint, from_bytes, reference_of, schema_hash, seal, to_bytes, unseal
 from .fewbit import Gentle, is_short
-from .schemes import Scheme, narrow
+from .schemes import BLOCK, Scheme, narrow
 
 State = Mapping[str, Tensor]
 
@@ -70,12 +72,10 @@ class Codec:
             plan, choices = self._plan(tensors, base)
         except ValueError as error:
             raise UpdateError(f"the tensors cannot be coded as {self.spec}: {error}") from None
-        rows: list[list[memoryview]] = []
-        for name, tensor in tensors.items():
-            try:
-                rows.append(_pack(plan[name], tensor, base.get(name), draws))
-            except ValueError as error:
-                raise UpdateError(f"tensor '{name}' cannot be coded as {self.spec}: {error}") from None
+        packed = {name: [to_bytes(tensor)] for name, tensor in tensors.items() if plan[name] is None}
+        for names, scheme in _runs(plan, tensors):
+            packed |= self._packed(scheme, {name: tensors[name] for name in names}, base, draws)
+        rows = [packed[name] for name in tensors]
         parts = entropy.squeeze(rows) if self.entropy else [part for row in rows for part in row]
         reference_id = fingerprint(base.values()) if base else 0
         return seal(self.spec, schema_hash(state), reference_id, [memoryview(choices), *parts])
@@ -104,18 +104,29 @@ class Codec:
         plan, body = self._read_plan(body, like)
         if self.entropy:
             body = entropy.expand(body, [_parts(plan[name], like[name]) or () for name in names])
+        bodies: dict[str, memoryview] = {}
         result: dict[str, Tensor] = {}
-        for name in names:
-            try:
-                coded, body = _split(body, plan[name], like[name])
-                result[name] = _unpack(coded, plan[name], like[name], base.get(name))
-            except MemoryError:
-                raise
-            except Exception as error:  # a scheme of anyone's may stumble over hostile bytes in any way
-                raise CodecError(f"tensor '{name}': {error}") from error
+        name = ""
+        try:
+            for name in names:
+                bodies[name], body = _split(body, plan[name], like[name])
+                if plan[name] is None:
+                    result[name] = _plain(bodies[name], like[name])
+            for run, scheme in _runs(plan, {name: like[name] for name in names}):
+                try:
+                    result |= _unpacked(scheme, {name: like[name] for name in run}, bodies, base)
+                except MemoryError:
+                    raise
+                except Exception:
+                    for name in run:  # which it is
+                        result |= _unpacked(scheme, {name: like[name]}, bodies, base)
+        except MemoryError:
+            raise
+        except Exception as error:  # a scheme of anyone's may stumble over hostile bytes in any way
+            raise CodecError(f"tensor '{name}': {error}") from error
         if body.nbytes:
             raise CodecError(f"{body.nbytes} bytes behind the last tensor")
-        return {name: result[name] for name in like}
+        return {name: _placed(result[name], like[name]) for name in like}
 
     def scales(self, blob: bytes, like: State) -> int:
         """How many of a payload's bytes are scales; of those coded together with other numbers, their share.
@@ -181,6 +192,21 @@ class Codec:
         plan |= {name: choices[body[index]] for index, name in enumerate(open_ones)}
         return plan, body[len(open_ones) :]
 
+    def _packed(self, scheme: Scheme, tensors: State, base: State, generator: Generator) -> dict[str, list[memoryview]]:
+        """The parts of tensors that their scheme takes together."""
+        try:
+            changes = [_change(tensor, base.get(name)) for name, tensor in tensors.items()]
+            packed = [list(map(to_bytes, parts)) for parts in scheme.pack_all(changes, generator)]
+        except ValueError as error:
+            if len(tensors) == 1:
+                raise UpdateError(f"tensor '{next(iter(tensors))}' cannot be coded as {self.spec}: {error}") from None
+            for name, tensor in tensors.items():  # which it is
+                self._packed(scheme, {name: tensor}, base, generator)
+            raise
+        if len(tensors) == 1 and scheme.parts(changes[0].shape) is None:
+            packed = [_with_length(packed[0], changes[0])]
+        return dict(zip(tensors, packed, strict=True))
+
     def _most(self, tensor: Tensor) -> int:
         scheme = self._scheme(tensor)
         if scheme is self.scheme and scheme.choices:
@@ -214,12 +240,19 @@ def _change(tensor: Tensor, base: Tensor | None) -> Tensor:
     return x if base is None else x - base
 
 
-def _pack(scheme: Scheme | None, tensor: Tensor, base: Tensor | None, generator: Generator) -> list[memoryview]:
-    if scheme is None:
-        return [to_bytes(tensor)]
-    x = _change(tensor, base)
-    packed = list(map(to_bytes, scheme.pack(x, generator)))
-    return packed if scheme.parts(tensor.shape) is not None else _with_length(packed, x)
+def _runs(plan: Mapping[str, Scheme | None], tensors: State) -> Iterator[tuple[list[str], Scheme]]:
+    """Neighbours of one scheme, in the order in which they draw random numbers; what is large, or of a length that its
+    values decide, alone."""
+
+    def together(name: str) -> Scheme | str | None:
+        scheme, tensor = plan[name], tensors[name]
+        alone = scheme is not None and (tensor.numel() > BLOCK or scheme.parts(tensor.shape) is None)
+        return name if alone else scheme
+
+    coded = (name for name in tensors if plan[name] is not None)
+    for _, run in groupby(coded, together):
+        names = list(run)
+        yield names, cast(Scheme, plan[names[0]])
 
 
 def _split(body: memoryview, scheme: Scheme | None, like: Tensor) -> tuple[memoryview, memoryview]:
@@ -237,17 +270,28 @@ def _split(body: memoryview, scheme: Scheme | None, like: Tensor) -> tuple[memor
     return body[:length], body[length:]
 
 
-def _unpack(body: memoryview, scheme: Scheme | None, like: Tensor, base: Tensor | None) -> Tensor:
-    if scheme is None:
-        x = from_bytes(body, like.dtype, like.shape)
-        if like.dtype == torch.bool and x.numel() and int(x.view(torch.uint8).max()) > 1:
-            raise CodecError("a boolean is neither 0 nor 1")
+def _unpacked(scheme: Scheme, like: State, bodies: Mapping[str, memoryview], base: State) -> dict[str, Tensor]:
+    """Tensors that their scheme takes together, as float32."""
+    names, shapes = list(like), [tensor.shape for tensor in like.values()]
+    if len(names) == 1 and scheme.parts(shapes[0]) is None and bodies[names[0]].nbytes == 4 * shapes[0].numel():
+        found = [from_bytes(bodies[names[0]], torch.float32, shapes[0])]  # as they are
     else:
-        raw = scheme.parts(like.shape) is None and body.nbytes == 4 * like.numel()
-        x = from_bytes(body, torch.float32, like.shape) if raw else scheme.unpack(body, like.shape)
-        if x.shape != like.shape:
-            raise CodecError(f"of shape {tuple(x.shape)}, expected {tuple(like.shape)}")
-        x = (x if base is None else x.add_(base)).to(like.dtype)
+        found = scheme.unpack_all([bodies[name] for name in names], shapes)
+    for x, shape in zip(found, shapes, strict=True):
+        if x.shape != shape:
+            raise CodecError(f"of shape {tuple(x.shape)}, expected {tuple(shape)}")
+    return {name: x if name not in base else x.add_(base[name]) for name, x in zip(names, found, strict=True)}
+
+
+def _plain(body: memoryview, like: Tensor) -> Tensor:
+    x = from_bytes(body, like.dtype, like.shape)
+    if like.dtype == torch.bool and x.numel() and int(x.view(torch.uint8).max()) > 1:
+        raise CodecError("a boolean is neither 0 nor 1")
+    return x
+
+
+def _placed(x: Tensor, like: Tensor) -> Tensor:
+    x = x.to(like.dtype)
     return x if like.device.type == "meta" else x.to(like.device)
 
 

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fedpara.codec import OVERHEAD, SCHEMES, Codec, Scheme, codec, schema_hash
+from fedpara.codec.container import seal, to_bytes
 from fedpara.errors import CodecError, ConfigError, UpdateError
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -165,6 +166,42 @@ def test_casts_keep_what_is_not_a_number(spec: str) -> None:
 def test_values_beyond_a_codec_are_refused_by_name(spec: str, values: list[float], says: str) -> None:
     with pytest.raises(UpdateError, match=rf"'layer\.weight'.*{says}"):
         codec(spec).encode({"layer.weight": torch.tensor(values)})
+
+
+@pytest.mark.parametrize("spec", [spec for spec in EVERY if spec not in ("fp32", "fp16", "bf16")])
+def test_one_of_many_that_cannot_be_coded_is_named(spec: str) -> None:
+    state = {name: torch.ones(70) for name in "abcd"}
+    state["c"][5] = math.nan
+    with pytest.raises(UpdateError, match=r"'c'|the tensors"):  # "auto" looks at all of them before it codes one
+        codec(spec).encode(state)
+
+
+@pytest.mark.parametrize(("place", "byte", "says"), [(3, 0xBF, "negative"), (4 + 69, 0x80, "128")])
+def test_one_of_many_that_cannot_be_read_is_named(place: int, byte: int, says: str) -> None:
+    state = {name: torch.ones(70) for name in "abcd"}
+    body = bytearray(codec("int8").encode(state)[OVERHEAD:])
+    body[2 * 74 + place] = byte
+    blob = seal("int8", schema_hash(state), 0, [memoryview(body)])
+    with pytest.raises(CodecError, match=f"'c'.*{says}"):
+        codec("int8").decode(blob, state)
+
+
+SCHEMES_OF = {spec: codec(spec).scheme for spec in EVERY if not codec(spec).scheme.choices}
+
+
+@pytest.mark.parametrize("spec", SCHEMES_OF)
+@given(st.lists(st.lists(st.integers(0, 9), max_size=3), min_size=1, max_size=6), st.integers(0, 9))
+@settings(max_examples=30, deadline=None)
+def test_many_at_once_are_coded_as_one_by_one(spec: str, shapes: list[list[int]], seed: int) -> None:
+    scheme, values, draws = SCHEMES_OF[spec], seeded(seed), seeded(seed)
+    tensors = [torch.randn(shape, generator=values) * 4.0**place for place, shape in enumerate(shapes)]
+    alone, together = [scheme.pack(x, draws) for x in tensors], scheme.pack_all(tensors, seeded(seed))
+    bodies = [b"".join(map(to_bytes, parts)) for parts in alone]
+    assert [b"".join(map(to_bytes, parts)) for parts in together] == bodies
+    views = list(map(memoryview, bodies))
+    for view, shape, found in zip(views, shapes, scheme.unpack_all(views, shapes), strict=True):
+        assert found.shape == torch.Size(shape)
+        assert torch.equal(found, scheme.unpack(view, shape))
 
 
 @pytest.mark.parametrize("spec", EVERY)
