@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,17 @@ from torch import Generator, Tensor
 
 from ..errors import CodecError
 from .container import from_bytes
-from .schemes import SMALLEST_SCALE, Scheme, blocks, check_finite, largest, random_int16, round_to_symbols
+from .schemes import (
+    SMALLEST_SCALE,
+    Scheme,
+    blocks,
+    bounds,
+    check_finite,
+    in_one_row,
+    largest,
+    random_int16,
+    round_to_symbols,
+)
 from .symbols import pack_symbols, packed_size, unpack_symbols
 
 _LARGEST = torch.finfo(torch.float32).max * (1 - 2**-22)  # larger scales would turn the outermost level into infinity
@@ -70,18 +81,43 @@ class Grouped(Scheme):
     def pack(self, x: Tensor, generator: Generator) -> list[Tensor]:
         if x.numel() == 0:
             return []
-        rows = in_groups(x, self.group)
         whole = torch.full((1,), check_finite(x)).clamp_(max=_LARGEST)
-        codes = _share(largest(rows) / whole, up=True)
+        codes, symbols = self._rounded(in_groups(x, self.group), whole, generator)
+        return [whole, codes, pack_symbols(symbols[: x.numel()], self.levels)]
+
+    def _rounded(self, rows: Tensor, whole: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+        """The codes of groups, whose tensors have these max|x|, and the symbols of all their numbers."""
+        codes = _share(largest(rows).view(-1) / whole, up=True)
         halves = _half_steps(whole, codes, self.levels)
         inverse = torch.where(halves > 0, 0.5 / halves, 0)
         symbols = torch.empty(rows.shape, dtype=torch.uint8)
         last = self.levels - 1
         round_to_symbols(symbols, rows, inverse, generator, centre=last / 2, limits=(0, last))
-        return [whole, codes, pack_symbols(symbols.view(-1)[: x.numel()], self.levels)]
+        return codes, symbols.view(-1)
 
     def unpack(self, body: memoryview, shape: Sequence[int]) -> Tensor:
         return _unpack(body, shape, self.levels, self.group)
+
+    def pack_all(self, tensors: Sequence[Tensor], generator: Generator) -> list[list[Tensor]]:
+        """Their groups are rounded as one tensor's, where these hold a multiple of four: so random numbers are dealt
+        out."""
+        if self.group % 4 or not all(x.numel() for x in tensors):
+            return super().pack_all(tensors, generator)
+        numbers, starts, views = in_one_row(tensors, self.group)
+        check_finite(numbers)
+        low, high = map(torch.stack, zip(*map(torch.aminmax, views), strict=True))
+        wholes = torch.maximum(-low, high).clamp_(max=_LARGEST)
+        groups = [-(-x.numel() // self.group) for x in tensors]
+        each = wholes.repeat_interleave(torch.tensor(groups))
+        codes, symbols = self._rounded(numbers.view(-1, self.group), each, generator)
+        found = zip(torch.split(wholes, 1), torch.split(codes, groups), starts, tensors, strict=True)
+        return [
+            [whole, own, pack_symbols(symbols[start : start + x.numel()], self.levels)]
+            for whole, own, start, x in found
+        ]
+
+    def unpack_all(self, bodies: Sequence[memoryview], shapes: Sequence[Sequence[int]]) -> list[Tensor]:
+        return _unpack_all(bodies, shapes, self.levels, self.group)
 
 
 @dataclass(frozen=True)
@@ -112,6 +148,9 @@ class ScaledSign(Scheme):
 
     def unpack(self, body: memoryview, shape: Sequence[int]) -> Tensor:
         return _unpack(body, shape, 2, self.group)
+
+    def unpack_all(self, bodies: Sequence[memoryview], shapes: Sequence[Sequence[int]]) -> list[Tensor]:
+        return _unpack_all(bodies, shapes, 2, self.group)
 
 
 def is_short(shape: Sequence[int]) -> bool:
@@ -157,18 +196,34 @@ def _half_steps(whole: Tensor, codes: Tensor, levels: int) -> Tensor:
 
 def _unpack(body: memoryview, shape: Sequence[int], levels: int, group: int) -> Tensor:
     """(2k − (L − 1)) · s/(L − 1), block by block."""
-    count = math.prod(shape)
-    if count == 0:
-        return torch.zeros(torch.Size(shape))
-    head = 4 + -(-count // group)
-    whole = from_bytes(body[:4], torch.float32, (1,))
-    if not 0 <= float(whole) <= _LARGEST:
+    return _unpack_all([body], [shape], levels, group)[0]
+
+
+def _unpack_all(bodies: Sequence[memoryview], shapes: Sequence[Sequence[int]], levels: int, group: int) -> list[Tensor]:
+    """The groups of all as one tensor's."""
+    counts = [math.prod(shape) for shape in shapes]
+    groups = [-(-count // group) for count in counts]
+    wholes, codes, symbols = [], [], []
+    for body, count, own in zip(bodies, counts, groups, strict=True):
+        if count:
+            wholes.append(body[:4])
+            codes.append(body[4 : 4 + own])
+            symbols.append(
+                unpack_symbols(from_bytes(body[4 + own :], torch.uint8, (len(body) - 4 - own,)), count, levels)
+            )
+    rows = sum(groups)
+    if not rows:
+        return [torch.zeros(torch.Size(shape)) for shape in shapes]
+    whole = torch.frombuffer(bytearray().join(wholes), dtype=torch.float32)
+    low, high = bounds(whole)
+    if not 0 <= low <= high <= _LARGEST:
         raise CodecError("a scale is negative or not finite")
-    halves = _half_steps(whole, from_bytes(body[4:head], torch.uint8, (head - 4,)), levels)
-    symbols = unpack_symbols(from_bytes(body[head:], torch.uint8, (len(body) - head,)), count, levels)
-    x = torch.empty(head - 4, group)
-    flat = x.view(-1)[:count]
-    flat.copy_(symbols)
+    each = whole.repeat_interleave(torch.tensor([own for own in groups if own]))
+    halves = _half_steps(each, torch.frombuffer(bytearray().join(codes), dtype=torch.uint8), levels)
+    x = torch.empty(rows, group)
+    starts = accumulate((own * group for own in groups), initial=0)
+    flats = [x.view(-1)[start : start + count] for start, count in zip(starts, counts, strict=False)]
+    torch._foreach_copy_([flat for flat in flats if flat.numel()], symbols)
     for here, _ in blocks(*x.shape):
         x[here].mul_(2).sub_(levels - 1).mul_(halves[here])
-    return flat.view(torch.Size(shape))
+    return [flat.view(torch.Size(shape)) for flat, shape in zip(flats, shapes, strict=True)]

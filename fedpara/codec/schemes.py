@@ -84,6 +84,15 @@ class Scheme(ABC):
         return [self.unpack(body, shape) for body, shape in zip(bodies, shapes, strict=True)]
 
 
+def in_one_row(tensors: Sequence[Tensor], multiple: int) -> tuple[Tensor, list[int], list[Tensor]]:
+    """All numbers in one vector, each tensor's from a multiple on, zeros between; where each starts; views of each."""
+    starts = list(accumulate((-(-x.numel() // multiple) * multiple for x in tensors), initial=0))
+    whole = torch.zeros(starts.pop())
+    views = [whole[start : start + x.numel()] for start, x in zip(starts, tensors, strict=True)]
+    torch._foreach_copy_(views, [x.reshape(-1) for x in tensors])
+    return whole, starts, views
+
+
 def bounds(x: Tensor) -> tuple[float, float]:
     """Smallest and largest value, (0, 0) of an empty tensor. Both are NaN where any value is: one pass finds all."""
     if x.numel() == 0:
@@ -177,10 +186,7 @@ class Int8(Scheme):
         are dealt out."""
         if self.per_channel or not all(x.numel() for x in tensors):
             return super().pack_all(tensors, generator)
-        starts = list(accumulate((-(-x.numel() // 4) * 4 for x in tensors), initial=0))
-        whole = torch.zeros(starts.pop())
-        numbers = [whole[start : start + x.numel()] for start, x in zip(starts, tensors, strict=True)]
-        torch._foreach_copy_(numbers, [x.reshape(-1) for x in tensors])
+        whole, starts, numbers = in_one_row(tensors, 4)
         check_finite(whole)
         low, high = map(torch.stack, zip(*map(torch.aminmax, numbers), strict=True))
         scales = _scales(torch.maximum(-low, high))
