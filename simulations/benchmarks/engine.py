@@ -166,16 +166,18 @@ def clients(options: argparse.Namespace) -> None:
     """A client of next to no training, the median from the end of a round to that of the next, checkpoint included;
     copying its model once beside it.
     """
-    columns = ("parameters", "codecs", "clients a round", "ms a client", "ms to copy the model", "copies")
+    columns = ("parameters", "tensors", "codecs", "clients a round", "ms a client", "ms to copy the model", "copies")
     print(f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}")
-    for size in (100_000, 1_000_000, 10_000_000):
+    models = ((100_000, 1), (100_000, 100), (1_000_000, 1), (10_000_000, 1))
+    for size, tensors in models:
         memory = torch.randn(size)
         copy = statistics.median(_timed(memory.clone) for _ in range(20))
         for (up, down), cohort in itertools.product((("fp32", "fp32"), ("int8", "fp16")), (10, 50, 100)):
-            rounds = _idle(options, clients=cohort, cohort=cohort, rounds=6, size=size, uplink=up, downlink=down)
+            model = {"size": size, "tensors": tensors, "uplink": up, "downlink": down}
+            rounds = _idle(options, clients=cohort, cohort=cohort, rounds=6, **model)
             own = statistics.median(rounds[1:]) / cohort
             cells = f"{1e3 * own:.2f} | {1e3 * copy:.2f} | {own / copy:.0f}"
-            print(f"| {size:,} | {up}, {down} | {cohort} | {cells} |", flush=True)
+            print(f"| {size:,} | {tensors} | {up}, {down} | {cohort} | {cells} |", flush=True)
 
 
 def population(options: argparse.Namespace) -> None:

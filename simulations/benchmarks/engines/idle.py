@@ -16,12 +16,13 @@ from fedpara.task import Batch, Examples, TensorExamples
 @dataclass(frozen=True)
 class Options:
     size: int = setting(100_000, "parameters", low=1)
+    tensors: int = setting(1, "tensors that they lie in, equally many in each", low=1)
 
 
 class Weights(nn.Module):
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, tensors: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(size))
+        self.weights = nn.ParameterList(torch.zeros(size // tensors) for _ in range(tensors))
         self.bias = nn.Parameter(torch.zeros(1))
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -35,7 +36,7 @@ class Idle(fp.Task):
     Options = Options
 
     def model(self) -> nn.Module:
-        return Weights(self.options.size)
+        return Weights(self.options.size, self.options.tensors)
 
     def population(self, clients: int) -> Sequence[str]:
         return [f"client-{place:06d}" for place in range(clients)]
