@@ -31,9 +31,13 @@ class TensorArray(Array):
     """
 
     def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor.detach()
-        self.dtype = str(tensor.dtype).removeprefix("torch.")
-        self.shape, self.stype = tuple(tensor.shape), "numpy.ndarray"
+        # Past Flower's __setattr__, which looks at each name: a network of factors has a hundred tensors.
+        self.__dict__.update(
+            tensor=tensor.detach(),
+            dtype=str(tensor.dtype).removeprefix("torch."),
+            shape=tuple(tensor.shape),
+            stype="numpy.ndarray",
+        )
 
     @property
     def data(self) -> bytes:  # type: ignore[override]

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
+from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
+from client.arrays import tensor_record
 from fedpara.aggregate import StreamingMean, check_update, check_weight, squared_distance
 from fedpara.checkpoint import Checkpoint
 from fedpara.codec import codec
@@ -222,9 +223,9 @@ class Federation:
     ) -> dict[str, str]:
         content = RecordDict({CONFIG: config})
         if self.model:  # nothing is shared where each client trains alone
-            content[ARRAYS] = ArrayRecord(self.model)
+            content[ARRAYS] = tensor_record(self.model)
         if control:
-            content[CONTROL] = ArrayRecord(control)
+            content[CONTROL] = tensor_record(control)
         ttl = self.recipe.deadline + LATE  # Flower discards a reply older than this
         group = str(config[ROUND])
         messages = [Message(content, roster[name], kind, ttl=ttl, group_id=group) for name in cohort]

@@ -13,7 +13,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from client.arrays import packed_record, record_in
+from client.arrays import packed_record, record_in, tensors_of
 from fedpara.aggregate import squared_distance
 from fedpara.app import code_hash
 from fedpara.codec import codec
@@ -409,4 +409,5 @@ def _tensors(record: ArrayRecord, like: State) -> State:
     """The record's arrays as tensors, in the schema's order."""
     if record.keys() != like.keys():
         raise UpdateError(f"a broadcast of {len(record)} arrays, the model shares {len(like)}")
-    return {name: torch.from_numpy(record[name].numpy()).to(tensor.dtype) for name, tensor in like.items()}
+    given = tensors_of(record)
+    return {name: given[name].to(tensor.dtype) for name, tensor in like.items()}
