@@ -100,10 +100,11 @@ def _array(dtype: str, shape: tuple[int, ...], stype: str, data: memoryview | by
 
 
 def copied(value: Any) -> Any:
-    """What would arrive at the other end."""
+    """What would arrive at the other end; the bytes of large arrays, which nobody can change, are the same ones."""
+    large: list[memoryview] = []
     buffer = io.BytesIO()
-    _Pickler(buffer, None).dump(value)
-    return pickle.loads(buffer.getvalue())
+    _Pickler(buffer, large).dump(value)
+    return pickle.loads(buffer.getvalue(), buffers=[part.obj for part in large])
 
 
 def shared() -> int | None:

@@ -75,3 +75,4 @@ def test_a_copy_shares_nothing_with_what_was_copied():
     found = lane.copied(sent)
     assert data(found) == data(sent)
     assert found["arrays"]["a0"] is not sent["arrays"]["a0"]
+    assert found["arrays"]["a1"].data is sent["arrays"]["a1"].data  # bytes: nobody can change them
