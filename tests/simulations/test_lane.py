@@ -69,7 +69,7 @@ def test_a_closed_end_is_an_end_of_file_and_leaves_no_handle(ends):
         assert len(os.listdir("/proc/self/fd")) < before
 
 
-def test_a_copy_shares_nothing_with_what_was_copied():
+def test_a_copy_shares_nothing_that_can_change_with_what_was_copied():
     sent = record(10, 100_000)
     sent["arrays"]["a0"].object_id  # noqa: B018  Flower keeps views on what it has measured
     found = lane.copied(sent)
