@@ -15,7 +15,7 @@ from fedpara.checkpoint import part
 from fedpara.device import transferred
 from fedpara.errors import DataError
 from fedpara.seeds import generator_for
-from fedpara.sharing import frozen_state
+from fedpara.sharing import frozen_state, trained_of
 from fedpara.task import Examples, Metrics
 from fedpara.wire import (
     ARRAYS,
@@ -56,7 +56,7 @@ def train(message: Message, context: Context) -> Message:
     data = runtime.data(client)
     metrics = _judge(runtime, data.held_out)
     generator = generator_for(runtime.recipe.seed, "train", round, client)
-    method = build_method(runtime.recipe, runtime.parameters, part(before, METHOD), _received(message, CONTROL))
+    method = build_method(runtime.recipe, trained_of(runtime.own), part(before, METHOD), _received(message, CONTROL))
     with one_factor(runtime.model, round) if runtime.recipe.averaging == "alternate" else nullcontext():
         result = train_locally(
             runtime.task,
@@ -77,8 +77,8 @@ def train(message: Message, context: Context) -> Message:
     content: dict[str, ArrayRecord | MetricRecord] = {
         METRICS: MetricRecord({EXAMPLES: result.examples, **result.values, **metrics})
     }
-    if runtime.own:
-        content[ARRAYS] = tensor_record(transferred(runtime.own, torch.device("cpu")))
+    if sent := runtime.own:
+        content[ARRAYS] = tensor_record(transferred(sent, torch.device("cpu")))
     if method.sent:
         content[CONTROL] = tensor_record(method.sent)
     return Message(RecordDict(content), reply_to=message)

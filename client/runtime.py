@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -56,8 +57,19 @@ class Runtime:
 
     def _use(self, model: nn.Module) -> None:
         self.model = model.to(self.device)
-        self.own, self.parameters = own_tensors(model), trained_parameters(model)  # what of it is sent, and trained
+        self._places: list[int] = []
         self.recorder = Recorder() if self.device.type == "cuda" else None
+
+    @property
+    def own(self) -> dict[str, Tensor]:
+        """The model's own tensors that are sent.
+
+        Found anew where a layer has put another tensor in the place of one: so buffers are often kept up.
+        """
+        places = [id(tensor) for tensor in chain(self.model.parameters(), self.model.buffers())]
+        if places != self._places:
+            self._own, self._places = own_tensors(self.model), places
+        return self._own
 
     def narrowed(self, share: float) -> Runtime:
         """The same with a share of every rank, built once."""

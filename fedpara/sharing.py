@@ -120,9 +120,14 @@ def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
     Federated optimisers act on these; buffers such as batch norm's statistics are averaged and nothing else.
     """
+    return trained_of(own_tensors(model))
+
+
+def trained_of(own: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
+    """`trained_parameters` of a model whose `own_tensors` are known."""
     return {
         name: tensor
-        for name, tensor in own_tensors(model).items()
+        for name, tensor in own.items()
         if isinstance(tensor, nn.Parameter) and tensor.requires_grad and tensor.is_floating_point()
     }
 

@@ -42,6 +42,21 @@ def test_a_broadcast_is_decoded_once_for_all_who_are_served_here(warm, monkeypat
     }
 
 
+def test_a_tensor_put_in_the_place_of_another_is_the_one_that_is_sent_and_set(warm):
+    warm.model.register_buffer("seen", torch.zeros(()))
+    before = warm.own
+    assert warm.own is before
+    warm.model.seen = warm.model.seen + 1  # as layers keep up their buffers
+    name, weight = next(iter(warm.model.named_parameters()))
+    owner, _, key = name.rpartition(".")
+    setattr(warm.model.get_submodule(owner), key, torch.nn.Parameter(weight.detach() + 1))
+    assert warm.own["seen"] == 1
+    assert torch.equal(warm.own[name], weight + 1)
+    warm.restore(None, {name: torch.zeros_like(own) for name, own in warm.own.items()})
+    assert warm.model.seen == 0
+    assert not any(own.any() for own in warm.model.parameters())
+
+
 def test_a_damaged_broadcast_is_not_kept(warm):
     down = codec("fp32")
     blob = down.encode(warm.shared)
