@@ -57,18 +57,20 @@ class Runtime:
 
     def _use(self, model: nn.Module) -> None:
         self.model = model.to(self.device)
-        self._places: list[int] = []
+        self._places: list[int] | None = None
         self.recorder = Recorder() if self.device.type == "cuda" else None
 
     @property
     def own(self) -> dict[str, Tensor]:
         """The model's own tensors that are sent.
 
-        Found anew where a layer has put another tensor in the place of one: so buffers are often kept up.
+        Found anew where a layer has put another tensor in the place of one, as buffers are often kept up; and always
+        where one is neither parameter nor buffer.
         """
         places = [id(tensor) for tensor in chain(self.model.parameters(), self.model.buffers())]
         if places != self._places:
-            self._own, self._places = own_tensors(self.model), places
+            self._own = own_tensors(self.model)
+            self._places = places if {id(tensor) for tensor in self._own.values()} <= set(places) else None
         return self._own
 
     def narrowed(self, share: float) -> Runtime:

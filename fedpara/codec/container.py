@@ -73,10 +73,15 @@ def to_bytes(tensor: Tensor) -> memoryview:
 
 
 def from_bytes(body: memoryview, dtype: torch.dtype, shape: Sequence[int]) -> Tensor:
-    """A writable tensor with memory of its own, filled from exactly as many bytes as it takes."""
-    if not body.nbytes:
-        return torch.empty(torch.Size(shape), dtype=dtype)
-    return torch.frombuffer(bytearray(body), dtype=dtype).view(torch.Size(shape))
+    """A writable tensor with memory of its own, filled from exactly as many bytes as it takes.
+
+    Raises:
+        CodecError: there are fewer, or more.
+    """
+    size = torch.Size(shape)
+    if body.nbytes != size.numel() * dtype.itemsize:
+        raise CodecError(f"{body.nbytes} bytes, expected {size.numel() * dtype.itemsize}")
+    return torch.frombuffer(bytearray(body), dtype=dtype).view(size) if body.nbytes else torch.empty(size, dtype=dtype)
 
 
 def seal(spec: str, schema: bytes, reference: int, parts: Sequence[memoryview]) -> bytes:

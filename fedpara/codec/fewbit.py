@@ -105,8 +105,9 @@ class Grouped(Scheme):
             return super().pack_all(tensors, generator)
         numbers, starts, views = in_one_row(tensors, self.group)
         check_finite(numbers)
-        low, high = map(torch.stack, zip(*map(torch.aminmax, views), strict=True))
-        wholes = torch.maximum(-low, high).clamp_(max=_LARGEST)
+        low, high = (torch.stack(ends).tolist() for ends in zip(*map(torch.aminmax, views), strict=True))
+        # Python's max, as `pack` has it: what torch's makes of zeros of either sign differs from place to place.
+        wholes = torch.tensor([max(-a, b) for a, b in zip(low, high, strict=True)]).clamp_(max=_LARGEST)
         groups = [-(-x.numel() // self.group) for x in tensors]
         each = wholes.repeat_interleave(torch.tensor(groups))
         codes, symbols = self._rounded(numbers.view(-1, self.group), each, generator)

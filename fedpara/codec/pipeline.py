@@ -84,6 +84,7 @@ class Codec:
         """Read a payload into new tensors with the names, shapes, dtypes, devices and order of ``like``.
 
         Nothing is allocated before length, schema and checksum were found right. Values are not judged: NaN may arrive.
+        Small tensors may lie in one memory: who keeps one of them alone should clone it.
 
         Args:
             blob: what `encode` made, or anything else.
@@ -198,7 +199,9 @@ class Codec:
         """The parts of tensors that their scheme takes together."""
         try:
             changes = [_change(tensor, base.get(name)) for name, tensor in tensors.items()]
-            packed = [list(map(to_bytes, parts)) for parts in scheme.pack_all(changes, generator)]
+            several = len(changes) > 1
+            coded = scheme.pack_all(changes, generator) if several else [scheme.pack(changes[0], generator)]
+            packed = [list(map(to_bytes, parts)) for parts in coded]
         except ValueError as error:
             if len(tensors) == 1:
                 raise UpdateError(f"tensor '{next(iter(tensors))}' cannot be coded as {self.spec}: {error}") from None
@@ -262,6 +265,8 @@ def _split(body: memoryview, scheme: Scheme | None, like: Tensor) -> tuple[memor
     parts = _parts(scheme, like)
     if parts is not None:
         length = sum(parts)
+        if length > body.nbytes:
+            raise CodecError(f"{body.nbytes} bytes are left of its {length}")
     elif body.nbytes < _LENGTH.size:
         raise CodecError("its length is missing")
     else:
@@ -275,10 +280,12 @@ def _split(body: memoryview, scheme: Scheme | None, like: Tensor) -> tuple[memor
 def _unpacked(scheme: Scheme, like: State, bodies: Mapping[str, memoryview], base: State) -> dict[str, Tensor]:
     """Tensors that their scheme takes together, as float32."""
     names, shapes = list(like), [tensor.shape for tensor in like.values()]
-    if len(names) == 1 and scheme.parts(shapes[0]) is None and bodies[names[0]].nbytes == 4 * shapes[0].numel():
+    if len(names) > 1:
+        found = scheme.unpack_all([bodies[name] for name in names], shapes)
+    elif scheme.parts(shapes[0]) is None and bodies[names[0]].nbytes == 4 * shapes[0].numel():
         found = [from_bytes(bodies[names[0]], torch.float32, shapes[0])]  # as they are
     else:
-        found = scheme.unpack_all([bodies[name] for name in names], shapes)
+        found = [scheme.unpack(bodies[names[0]], shapes[0])]
     for x, shape in zip(found, shapes, strict=True):
         if x.shape != shape:
             raise CodecError(f"of shape {tuple(x.shape)}, expected {tuple(shape)}")

@@ -57,6 +57,21 @@ def test_a_tensor_put_in_the_place_of_another_is_the_one_that_is_sent_and_set(wa
     assert not any(own.any() for own in warm.model.parameters())
 
 
+def test_a_tensor_that_is_neither_parameter_nor_buffer_is_looked_up_each_time(warm):
+    class Counted(torch.nn.Module):
+        seen = torch.zeros(())
+
+        def get_extra_state(self):
+            return self.seen
+
+    warm._use(Counted())
+    assert warm.own == {"_extra_state": 0}
+    warm.model.seen = warm.model.seen + 1
+    assert warm.own == {"_extra_state": 1}
+    warm._use(torch.nn.Identity())
+    assert warm.own == {}
+
+
 def test_a_damaged_broadcast_is_not_kept(warm):
     down = codec("fp32")
     blob = down.encode(warm.shared)

@@ -186,6 +186,20 @@ def test_one_of_many_that_cannot_be_read_is_named(place: int, byte: int, says: s
         codec("int8").decode(blob, state)
 
 
+@pytest.mark.parametrize("spec", EVERY)
+def test_a_payload_that_was_cut_and_sealed_again_is_refused(spec: str) -> None:
+    state = {
+        "a": torch.randn(9, 9, generator=seeded()),
+        "b": torch.randn(70),
+        "n": torch.tensor([3, 4]),
+        "z": torch.ones(5) > 0,
+    }
+    body = codec(spec).encode(state)[OVERHEAD:]
+    for left in (0, 1, len(body) // 2, len(body) - 21, len(body) - 6, len(body) - 5, len(body) - 1):
+        with pytest.raises(CodecError):
+            codec(spec).decode(seal(spec, schema_hash(state), 0, [memoryview(body)[:left]]), state)
+
+
 SCHEMES_OF = {spec: codec(spec).scheme for spec in EVERY if not codec(spec).scheme.choices}
 
 
@@ -193,8 +207,18 @@ SCHEMES_OF = {spec: codec(spec).scheme for spec in EVERY if not codec(spec).sche
 @given(st.lists(st.lists(st.integers(0, 9), max_size=3), min_size=1, max_size=6), st.integers(0, 9))
 @settings(max_examples=30, deadline=None)
 def test_many_at_once_are_coded_as_one_by_one(spec: str, shapes: list[list[int]], seed: int) -> None:
-    scheme, values, draws = SCHEMES_OF[spec], seeded(seed), seeded(seed)
-    tensors = [torch.randn(shape, generator=values) * 4.0**place for place, shape in enumerate(shapes)]
+    values = seeded(seed)
+    check_many(spec, [torch.randn(shape, generator=values) * 4.0**place for place, shape in enumerate(shapes)], seed)
+
+
+@pytest.mark.parametrize("spec", SCHEMES_OF)
+@pytest.mark.parametrize("zero", [0.0, -0.0])
+def test_zeros_of_either_sign_too(spec: str, zero: float) -> None:
+    check_many(spec, [torch.full((8, 8), zero) for _ in range(40)], 0)
+
+
+def check_many(spec: str, tensors: list[Tensor], seed: int) -> None:
+    scheme, draws, shapes = SCHEMES_OF[spec], seeded(seed), [list(x.shape) for x in tensors]
     alone, together = [scheme.pack(x, draws) for x in tensors], scheme.pack_all(tensors, seeded(seed))
     bodies = [b"".join(map(to_bytes, parts)) for parts in alone]
     assert [b"".join(map(to_bytes, parts)) for parts in together] == bodies
