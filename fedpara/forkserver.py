@@ -6,6 +6,7 @@ import multiprocessing
 import multiprocessing.forkserver
 import multiprocessing.resource_tracker
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.context import BaseContext
@@ -24,6 +25,26 @@ def start() -> BaseContext:
     with _unstopped():
         multiprocessing.forkserver.ensure_running()
     return context
+
+
+@contextmanager
+def whole() -> Iterator[None]:
+    """Do what is in here to its end, whenever Ctrl-C comes: this process hears of it afterwards.
+
+    A fork server that was promised a process and is told no more dies of it, with a traceback in the terminal. Masking
+    the signal would not do: another thread of this process would take it, and Python acts on it in the main one.
+    """
+    if threading.current_thread() is not threading.main_thread():  # which is not interrupted
+        yield
+        return
+    came: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if came:
+            signal.raise_signal(signal.SIGINT)
 
 
 @contextmanager

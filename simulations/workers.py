@@ -55,7 +55,7 @@ class ProcessWorker:
         context = forkserver.start()
         self.connection, other = context.Pipe()
         self._process = context.Process(target=_serve, args=(other, self._preload), daemon=True)  # type: ignore[attr-defined]
-        with _without_main():
+        with _without_main(), forkserver.whole():
             self._process.start()
         other.close()
         memory = lane.shared()

@@ -17,6 +17,7 @@ import fedpara as fp
 from fedpara import forkserver
 from fedpara.errors import InterruptedRunError
 from simulations.interrupt import stoppable
+from simulations.workers import ProcessWorker
 from tests.conftest import SMALL, Silent
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="a terminal's process groups are POSIX's")
@@ -165,3 +166,19 @@ def test_one_that_comes_while_processes_are_started_is_not_lost(monkeypatch):
         assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
     finally:
         signal.signal(signal.SIGINT, own)
+
+
+def test_a_process_that_is_being_started_is_started(monkeypatch):
+    connect, done = multiprocessing.forkserver.connect_to_new_process, []
+
+    def interrupted(handles):
+        signal.raise_signal(signal.SIGINT)
+        done.append(connect(handles))
+        return done[-1]
+
+    forkserver.start()
+    monkeypatch.setattr(multiprocessing.forkserver, "connect_to_new_process", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        ProcessWorker("classification")
+    assert len(done) == 1
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
