@@ -21,6 +21,7 @@ from .schemes import (
     check_finite,
     in_one_row,
     largest,
+    largest_of,
     random_int16,
     round_to_symbols,
 )
@@ -105,9 +106,7 @@ class Grouped(Scheme):
             return super().pack_all(tensors, generator)
         numbers, starts, views = in_one_row(tensors, self.group)
         check_finite(numbers)
-        low, high = (torch.stack(ends).tolist() for ends in zip(*map(torch.aminmax, views), strict=True))
-        # Python's max, as `pack` has it: what torch's makes of zeros of either sign differs from place to place.
-        wholes = torch.tensor([max(-a, b) for a, b in zip(low, high, strict=True)]).clamp_(max=_LARGEST)
+        wholes = largest_of(views).clamp_(max=_LARGEST)
         groups = [-(-x.numel() // self.group) for x in tensors]
         each = wholes.repeat_interleave(torch.tensor(groups))
         codes, symbols = self._rounded(numbers.view(-1, self.group), each, generator)

@@ -168,8 +168,8 @@ class Int8(Scheme):
         if x.numel() == 0:
             return []
         rows = x.reshape(self._channels(x.shape), -1)
-        check_finite(rows)
-        scales = _scales(largest(rows))
+        whole = check_finite(rows)
+        scales = _scales(torch.full((1, 1), whole) if len(rows) == 1 else largest(rows))  # one row: known already
         return [scales, _symbols(rows, _inverse(scales), generator)]
 
     def unpack(self, body: memoryview, shape: Sequence[int]) -> Tensor:
@@ -188,8 +188,7 @@ class Int8(Scheme):
             return super().pack_all(tensors, generator)
         whole, starts, numbers = in_one_row(tensors, 4)
         check_finite(whole)
-        low, high = map(torch.stack, zip(*map(torch.aminmax, numbers), strict=True))
-        scales = _scales(torch.maximum(-low, high))
+        scales = _scales(largest_of(numbers))
         torch._foreach_mul_(numbers, _inverse(scales).tolist())
         symbols = _symbols(whole.view(1, -1), torch.ones(1, 1), generator).view(-1)
         found = zip(scales.unbind(), starts, tensors, strict=True)
@@ -248,6 +247,15 @@ def _check_int8(scales: Tensor, symbols: Tensor) -> None:
 def largest(rows: Tensor) -> Tensor:
     """max|x| of each row, shape (rows, 1)."""
     return torch.maximum(rows.amax(1, keepdim=True), -rows.amin(1, keepdim=True))
+
+
+def largest_of(tensors: Sequence[Tensor]) -> Tensor:
+    """max|x| of each finite tensor, in one vector.
+
+    By Python's max, as `check_finite` has it: what torch's makes of zeros of either sign differs from place to place.
+    """
+    low, high = (torch.stack(ends).tolist() for ends in zip(*map(torch.aminmax, tensors), strict=True))
+    return torch.tensor([max(-a, b) for a, b in zip(low, high, strict=True)])
 
 
 def check_finite(x: Tensor) -> float:
