@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from fedpara.config import Training
-from fedpara.errors import DataError, DeviceError
+from fedpara.errors import ConfigError, DataError, DeviceError
 from fedpara.layers import factorised_weights
 from fedpara.lean import spare_compiler
 from fedpara.sharing import local_names
@@ -23,6 +23,7 @@ from fedpara.task import Batch, ClientData, Metrics, Task
 from .compiled import compiled_loss
 from .methods import Method
 from .muon import Together, take_over
+from .projected import DenseSteps
 from .recorded import Recorder
 
 log = logging.getLogger("fedpara")
@@ -58,7 +59,8 @@ def train(
     model.train()
     lr = training.lr * training.lr_decay ** (round - 1)
 
-    recording = recorder if recorder and recorder.suits(method, training, shares) else None
+    twin = _twin(model, method) if training.project else None
+    recording = recorder if recorder and not twin and recorder.suits(method, training, shares) else None
     where = getattr(data.train, "device", None)
     recordable = task.prepare_recordable and where is not None and where.type == device.type
     draws = _draws(generator, device, recording) if recordable else generator
@@ -67,8 +69,10 @@ def train(
         return placed(task.prepare(batch, draws), device)
 
     def make() -> tuple[torch.optim.Optimizer, Stepper]:
-        optimizer = _optimizer(task, model, training, lr)
-        return optimizer, Stepper(task, model, optimizer, method=method, training=training, device=device)
+        trained = twin.dense if twin else model
+        optimizer = _optimizer(task, trained, training, lr)
+        optimizer = twin.by(optimizer) if twin else optimizer
+        return optimizer, Stepper(task, trained, optimizer, method=method, training=training, device=device)
 
     step: Callable[[Batch], torch.Tensor]
     optimizer, inside = None, bool(recording) and recordable
@@ -91,12 +95,25 @@ def train(
                 steps += 1
         if recording:
             recording.wait(device)
+    if twin:
+        twin.finish()
     if method and optimizer:
         method.finish(optimizer)
     values = {"loss": float(total) / steps}
     if training.seconds:
         values["work"] = steps / (training.epochs * len(batches(count, training.batch_size, generator)))
     return Metrics(count, values)
+
+
+def _twin(model: nn.Module, method: Method | None) -> DenseSteps | None:
+    """The dense network whose steps this model's factors follow; None where it has none."""
+    if not next(factorised_weights(model), None):
+        return None
+    if method and method.corrects:
+        raise ConfigError(
+            f"{type(method).__name__} corrects the factors' gradients, and project = true has none: leave one out"
+        )
+    return DenseSteps(model)
 
 
 def _draws(generator: torch.Generator, device: torch.device, recording: Recorder | None) -> torch.Generator:

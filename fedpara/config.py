@@ -54,6 +54,7 @@ class Training:
     muon_lr: float = setting(
         0.0, "learning rate of matrices and kernels, factors too, by orthogonalised steps; 0: no such steps", low=0
     )
+    project: bool = setting(False, "take the dense network's steps, each projected on what the factors can do")
     personal_lr: float = setting(1.0, "learning rate of what stays with the client, as a share of lr", low=0)
     momentum: float = setting(0.0, "momentum of SGD, started afresh every round", low=0, high=1)
     weight_decay: float = setting(0.0, "weight decay of SGD", low=0)
@@ -67,6 +68,7 @@ class Training:
     seconds: float = setting(0.0, "local training ends after so many seconds, wherever it is; 0: never", low=0)
 
 
+_CORRECTING = ("fedprox", "scaffold", "feddyn")  # local gradients, of factors
 _ADAPTIVE = ("fedadam", "fedyogi", "fedadagrad")
 
 
@@ -175,6 +177,8 @@ class Recipe:
                 raise ConfigError("strategy = 'scaffold' reads gradients off SGD's steps: leave muon_lr out")
             if self.rank_shares:
                 raise ConfigError("rank_shares trains factors' columns apart, and muon_lr mixes them: leave one out")
+        if self.training.project:
+            self._check_projected()
         own = ":" in self.strategy  # may take any of them
         for item in dataclasses.fields(self.optimiser):
             users = item.metadata["of"]
@@ -183,6 +187,19 @@ class Recipe:
                     f"{item.name} is for strategy = {' or '.join(users)}, and the recipe has '{self.strategy}': "
                     f"leave {item.name} out, or change the strategy"
                 )
+
+    def _check_projected(self) -> None:
+        """Raise ConfigError for what acts on factors one by one, where they follow the dense weights as a whole."""
+        apart = {
+            f"strategy = '{self.strategy}'": self.strategy in _CORRECTING,
+            "parametrization = 'pfedpara'": self.parametrization == "pfedpara",
+            "averaging = 'alternate'": self.averaging == "alternate",
+            "rank_shares": bool(self.rank_shares),
+            "factor_lr": self.training.factor_lr != 1,
+        }
+        for name, given in apart.items():
+            if given:
+                raise ConfigError(f"{name} acts on single factors, and project = true on all at once: leave one out")
 
     def rank_share(self, place: int) -> float:
         """The share of the common ranks that the client at this place of the population holds."""
