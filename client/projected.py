@@ -15,7 +15,6 @@ from fedpara.tangent import Tangent
 
 ITERATIONS = 3  # of conjugate gradients: 10 took half as long again for the same loss
 CARRIED = 0.9  # share of what factors could not follow that joins the next step
-AHEAD = 0.5  # share of that by which the dense weights are ahead of the factors' where gradients are taken
 
 
 @dataclass
@@ -34,18 +33,18 @@ class Followed:
         move = self.tangent.nearest(wanted, ITERATIONS)
         self.owed = CARRIED * (wanted - self.tangent.forward(move))
         self.tangent.move_(move)
-        weight, base = self.tangent.weight(AHEAD * self.owed), self.place.own.base
+        weight, base = self.tangent.weight(), self.place.own.base
         self.dense.copy_(weight if base is None else weight + base)
 
 
 class DenseSteps:
     """A model's dense twin, which is trained, and its factors, which follow every step of it.
 
-    With d a step of any optimiser of the dense weights W, and e = 0 at first:
+    With d a step of any optimiser of the dense weights, from W = W(θ), and e = 0 at first:
 
-        Δ ≈ argmin ‖J Δ − (d + e)‖²;   e ← 0.9 (d + e − J Δ);   θ ← θ + Δ;   W ← W(θ) + e / 2
+        Δ ≈ argmin ‖J Δ − (d + e)‖²;   e ← 0.9 (d + e − J Δ);   θ ← θ + Δ;   W ← W(θ)
 
-    J is the derivative of W(θ) by its factors θ (fedpara.tangent). Error feedback as of lossy codecs (Karimireddy et
+    J is the derivative of W by its factors θ (fedpara.tangent). Error feedback as of lossy codecs (Karimireddy et
     al., ICML 2019), here of steps. The optimiser, its rate and its clipping see dense weights, and nothing of factors.
     """
 

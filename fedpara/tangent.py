@@ -43,9 +43,9 @@ class Tangent:
         cores = [own.view(shape) for part in core for own, shape in zip(part, self._cores, strict=True)]
         return [part for pair in zip(x, y, strict=True) for part in pair] + cores
 
-    def weight(self, change: Tensor | float = 0.0) -> Tensor:
-        """W of the factors as they are now, without a residual's base, plus a change; in its own shape."""
-        return (self._weight + change).movedim(1, -1).reshape(self._shape)
+    def weight(self) -> Tensor:
+        """W of the factors as they are now, in its own shape, without a residual's base."""
+        return self._weight.movedim(1, -1).reshape(self._shape)
 
     def rows(self, weight: Tensor) -> Tensor:
         """A weight, or a change of one, in its own shape → (out, K, in)."""
