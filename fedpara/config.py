@@ -189,17 +189,18 @@ class Recipe:
                 )
 
     def _check_projected(self) -> None:
-        """Raise ConfigError for what acts on factors one by one, where they follow the dense weights as a whole."""
+        """Raise ConfigError for what acts on factors one by one, or would be compiled for every client's twin anew."""
         apart = {
             f"strategy = '{self.strategy}'": self.strategy in _CORRECTING,
             "parametrization = 'pfedpara'": self.parametrization == "pfedpara",
             "averaging = 'alternate'": self.averaging == "alternate",
             "rank_shares": bool(self.rank_shares),
             "factor_lr": self.training.factor_lr != 1,
+            "compile": self.training.compile,
         }
         for name, given in apart.items():
             if given:
-                raise ConfigError(f"{name} acts on single factors, and project = true on all at once: leave one out")
+                raise ConfigError(f"project = true trains a dense twin, and does not go with {name}: leave one out")
 
     def rank_share(self, place: int) -> float:
         """The share of the common ranks that the client at this place of the population holds."""

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from .parametrize import Config
 
 Move = list[Tensor]  # ΔX (pairs, out, R), ΔY (pairs, in, R), of kernels ΔT (pairs, R, K, R)
-TINY = 1e-30  # what is divided by is at least this: nothing to follow is no move
 
 
 class Tangent:
@@ -74,15 +73,17 @@ class Tangent:
         """
         left = self.adjoint(change)
         found, ahead, size = [torch.zeros_like(own) for own in left], left, _inner(left, left)
-        least = torch.finfo(change.dtype).eps * size  # what is under it is rounding: W may not depend on it at all
+        kind = torch.finfo(change.dtype)
+        least = kind.eps * size  # what is under it is rounding: W may not depend on it at all
         for _ in range(iterations):
             seen = self.forward(ahead)
-            length = torch.where(size > least, size / (seen.square().sum() + TINY), 0.0)
+            length = torch.where(size > least, size / seen.square().sum().clamp_min(kind.tiny), 0.0)
             back = self.adjoint(seen)
             found = [own + length * step for own, step in zip(found, ahead, strict=True)]
             left = [own - length * step for own, step in zip(left, back, strict=True)]
             before, size = size, _inner(left, left)
-            ahead = [own + size / (before + TINY) * step for own, step in zip(left, ahead, strict=True)]
+            share = size / before.clamp_min(kind.tiny)
+            ahead = [own + share * step for own, step in zip(left, ahead, strict=True)]
         return found
 
     def move_(self, move: Move) -> None:

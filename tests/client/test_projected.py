@@ -93,8 +93,9 @@ def test_the_twin_is_always_what_the_factors_compose(given):
         torch.testing.assert_close(own, merged[name], atol=1e-6, rtol=1e-4)
 
 
-def test_a_client_learns_and_says_the_loss():
-    before, model, metrics = trained(read_recipe(SMALL, PROJECTED), epochs=3)
+@pytest.mark.parametrize("muon", [0.0, 0.02])
+def test_a_client_learns_and_says_the_loss(muon):
+    before, model, metrics = trained(read_recipe(SMALL, PROJECTED), epochs=3, muon_lr=muon)
     assert metrics.values["loss"] < 2.3
     moved = [not torch.equal(own, old) for own, old in zip(model.parameters(), before.parameters(), strict=True)]
     assert all(moved)
@@ -139,6 +140,7 @@ def test_running_statistics_come_back_and_frozen_factors_stay():
         {"rank_shares": [1.0, 0.5]},
         {"averaging": "alternate"},
         {"factor_lr": 2.0},
+        {"compile": True},
         {"parametrization": "pfedpara"},
     ],
 )

@@ -125,6 +125,16 @@ def test_nothing_to_follow_is_no_move(case):
     assert not flat(tangent.nearest(torch.zeros_like(tangent.rows(composed)), 3)).any()
 
 
+@pytest.mark.parametrize("size", [1e-12, 1e-6, 1e6])
+def test_a_step_of_any_size_is_followed_alike(size):
+    generator = torch.Generator().manual_seed(0)
+    factors = [torch.randn(side, 3, generator=generator) for side in (8, 7, 8, 7)]
+    tangent = Tangent(FedPara(gamma=0.1), (8, 7), factors)
+    change = tangent.rows(torch.randn(8, 7, generator=generator))
+    for own, wanted in zip(tangent.nearest(size * change, 3), tangent.nearest(change, 3), strict=True):
+        torch.testing.assert_close(own / size, wanted, rtol=1e-3, atol=1e-5)
+
+
 def test_a_reshaped_kernel_is_taken_as_a_matrix():
     config = FedPara(gamma=0.1, reshape=True)
     generator = torch.Generator().manual_seed(0)
