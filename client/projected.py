@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedpara.errors import ConfigError
 from fedpara.layers import Place, factorised_weights
 from fedpara.parametrize import merge_
 from fedpara.tangent import Tangent
@@ -50,12 +51,18 @@ class DenseSteps:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self.dense = merge_(copy.deepcopy(model))
+        try:
+            self.dense = merge_(copy.deepcopy(model))
+        except RuntimeError as error:  # a weight that something else computes
+            raise ConfigError(f"project = true trains a copy of the model, and it cannot be copied: {error}") from None
         weights = dict(self.dense.named_parameters())
         self._followed = []
         for place in factorised_weights(model):
             factors = list(place.factors.values())
-            if all(own.requires_grad for own in factors):
+            trained = {own.requires_grad for own in factors}
+            if len(trained) > 1:
+                raise ConfigError(f"project = true moves all factors of a weight, and some of {place.key} are frozen")
+            if trained == {True}:
                 key = ".".join(part for part in place.key.split(".") if part != "parametrizations")
                 tangent = Tangent(place.own.config, place.own.shape, [own.detach() for own in factors])
                 self._followed.append(Followed(place, weights[key], tangent, torch.empty(0)))
@@ -73,6 +80,10 @@ class DenseSteps:
         names = self._model.state_dict().keys()
         rest = {name: value for name, value in self.dense.state_dict().items() if name in names}
         self._model.load_state_dict(rest, strict=False)
+        of_twin = dict(self.dense.named_buffers())  # those too that no state_dict has
+        for name, buffer in self._model.named_buffers():
+            if name in of_twin:
+                buffer.copy_(of_twin[name])
 
 
 class _Following(torch.optim.Optimizer):

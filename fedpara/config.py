@@ -177,7 +177,7 @@ class Recipe:
                 raise ConfigError("strategy = 'scaffold' reads gradients off SGD's steps: leave muon_lr out")
             if self.rank_shares:
                 raise ConfigError("rank_shares trains factors' columns apart, and muon_lr mixes them: leave one out")
-        if self.training.project:
+        if self.training.project and self.parametrization != "none":
             self._check_projected()
         own = ":" in self.strategy  # may take any of them
         for item in dataclasses.fields(self.optimiser):
@@ -189,18 +189,24 @@ class Recipe:
                 )
 
     def _check_projected(self) -> None:
-        """Raise ConfigError for what acts on factors one by one, or would be compiled for every client's twin anew."""
+        """Raise ConfigError for what acts on factors one by one, or would be compiled for every client's twin anew.
+
+        Where nothing is factorised there is no twin.
+        """
         apart = {
             f"strategy = '{self.strategy}'": self.strategy in _CORRECTING,
             "parametrization = 'pfedpara'": self.parametrization == "pfedpara",
             "averaging = 'alternate'": self.averaging == "alternate",
             "rank_shares": bool(self.rank_shares),
             "factor_lr": self.training.factor_lr != 1,
+            "personal_lr": self.training.personal_lr != 1,
             "compile": self.training.compile,
         }
         for name, given in apart.items():
             if given:
-                raise ConfigError(f"project = true trains a dense twin, and does not go with {name}: leave one out")
+                raise ConfigError(
+                    f"project = true trains a dense twin and does not go with {name}: set project = false"
+                )
 
     def rank_share(self, place: int) -> float:
         """The share of the common ranks that the client at this place of the population holds."""

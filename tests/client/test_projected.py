@@ -140,6 +140,7 @@ def test_running_statistics_come_back_and_frozen_factors_stay():
         {"rank_shares": [1.0, 0.5]},
         {"averaging": "alternate"},
         {"factor_lr": 2.0},
+        {"personal_lr": 0.5},
         {"compile": True},
         {"parametrization": "pfedpara"},
     ],
@@ -147,6 +148,39 @@ def test_running_statistics_come_back_and_frozen_factors_stay():
 def test_what_it_does_not_go_with_is_refused(with_it):
     with pytest.raises(ConfigError, match="project"):
         read_recipe(SMALL, with_it | PROJECTED)
+
+
+def test_a_recipe_that_factorises_nothing_goes_with_anything():
+    read_recipe(SMALL, PROJECTED | {"parametrization": "none", "strategy": "fedprox", "compile": True})
+
+
+def test_a_weight_that_trains_in_part_and_a_model_that_cannot_be_copied_are_refused():
+    model = fp.parametrize_(nn.Sequential(nn.Linear(40, 30)), fp.FedPara(gamma=0.1))
+    first, *_ = next(factorised_weights(model)).factors.values()
+    first.requires_grad_(False)
+    with pytest.raises(ConfigError, match="are frozen"):
+        DenseSteps(model)
+    model = nn.Sequential(nn.Linear(40, 30), nn.Linear(30, 30))
+    model[0].kept = model[0].weight * 2  # computed, as old-style weight norm leaves it
+    with pytest.raises(ConfigError, match="cannot be copied"):
+        DenseSteps(fp.parametrize_(model, fp.FedPara(gamma=0.1)))
+
+
+def test_a_buffer_that_no_state_dict_has_comes_back():
+    class Counting(nn.Linear):
+        def __init__(self):
+            super().__init__(40, 30)
+            self.register_buffer("seen", torch.zeros(()), persistent=False)
+
+        def forward(self, inputs):
+            self.seen += 1
+            return super().forward(inputs)
+
+    model = fp.parametrize_(nn.Sequential(Counting()), fp.FedPara(gamma=0.1))
+    twin = DenseSteps(model)
+    twin.dense(torch.zeros(2, 40))
+    twin.finish()
+    assert float(model[0].seen) == 1
 
 
 def test_its_steps_are_not_recorded():

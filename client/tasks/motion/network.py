@@ -107,7 +107,7 @@ class Light(Magnifier):
     """
 
     reach = 48
-    # Small layers that all must pass through: a tenth of the numbers, and most of what FedPara would lose.
+    # Small layers that all must pass through: a tenth of the numbers, and half of what factorising them all costs.
     keep_dense = ("merge", "up.*", "draw.*")
 
     def __init__(self, width: int = 32, deep: int = 36, textures: int = 16) -> None:
