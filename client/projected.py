@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +12,8 @@ from fedpara.errors import ConfigError
 from fedpara.layers import Place, factorised_weights
 from fedpara.parametrize import merge_
 from fedpara.tangent import Tangent
+
+from .muon import Together
 
 ITERATIONS = 3  # of conjugate gradients: 10 took half as long again for the same loss
 CARRIED = 0.9  # share of what factors could not follow that joins the next step
@@ -25,12 +26,11 @@ class Followed:
     place: Place
     dense: nn.Parameter
     tangent: Tangent
-    before: Tensor
     owed: Tensor | float = 0.0  # e
 
-    def follow(self) -> None:
-        """Δ nearest to the step just taken and what was owed: W goes where the factors can go."""
-        wanted = self.tangent.rows(self.dense - self.before) + self.owed
+    def follow(self, before: Tensor) -> None:
+        """Δ nearest to the step from `before` and what was owed: W goes where the factors can go."""
+        wanted = self.tangent.rows(self.dense - before) + self.owed
         move = self.tangent.nearest(wanted, ITERATIONS)
         self.owed = CARRIED * (wanted - self.tangent.forward(move))
         self.tangent.move_(move)
@@ -65,7 +65,7 @@ class DenseSteps:
             if trained == {True}:
                 key = ".".join(part for part in place.key.split(".") if part != "parametrizations")
                 tangent = Tangent(place.own.config, place.own.shape, [own.detach() for own in factors])
-                self._followed.append(Followed(place, weights[key], tangent, torch.empty(0)))
+                self._followed.append(Followed(place, weights[key], tangent))
 
     def by(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
         """The dense twin's optimiser, whose steps the factors follow."""
@@ -86,32 +86,18 @@ class DenseSteps:
                 buffer.copy_(of_twin[name])
 
 
-class _Following(torch.optim.Optimizer):
+class _Following(Together):
     """An optimiser of dense weights that factors follow."""
 
     def __init__(self, inner: torch.optim.Optimizer, followed: list[Followed]) -> None:
-        self.inner, self._followed = inner, followed
-
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
-        """The inner one's groups."""
-        return self.inner.param_groups
-
-    @property
-    def state(self) -> dict[Any, Any]:  # type: ignore[override]
-        """What the inner one remembers."""
-        return dict(self.inner.state)
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Fresh gradients."""
-        self.inner.zero_grad(set_to_none)
+        super().__init__(inner)
+        self._followed = followed
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """A step of the dense weights, then of the factors."""
         moved = [own for own in self._followed if own.dense.grad is not None]
-        for own in moved:
-            own.before = own.dense.clone()
-        self.inner.step()
-        for own in moved:
-            own.follow()
+        before = [own.dense.clone() for own in moved]
+        super().step()
+        for own, old in zip(moved, before, strict=True):
+            own.follow(old)

@@ -61,9 +61,8 @@ def test_steps_are_the_equations_with_scipys_conjugate_gradients():
         gradient, of_bias = torch.autograd.grad((batch @ weight.T + bias).square().mean(), (weight, bias))
         buffer, bias_buffer = 0.9 * buffer + gradient, 0.9 * bias_buffer + of_bias
         wanted = (-0.3 * buffer).flatten() + owed
-        jacobian = torch.cat(
-            [own.reshape(432, -1) for own in torch.func.jacfwd(compose, (0, 1, 2, 3))(*factors)], 1
-        ).numpy()
+        by_factor = torch.func.jacfwd(compose, (0, 1, 2, 3))(*factors)
+        jacobian = torch.cat([own.reshape(432, -1) for own in by_factor], 1).numpy()
         normal = LinearOperator(2 * (jacobian.shape[1],), matvec=lambda v, of=jacobian: of.T @ (of @ v))
         move = torch.from_numpy(cg(normal, jacobian.T @ wanted.numpy(), rtol=0, maxiter=ITERATIONS)[0])
         owed = CARRIED * (wanted - torch.from_numpy(jacobian) @ move)
@@ -125,9 +124,8 @@ def test_running_statistics_come_back_and_frozen_factors_stay():
     assert list(model.state_dict()) == names
     assert all(torch.equal(own, old) for own, old in zip(first.factors.values(), frozen, strict=True))
     changed = {name for name, own in model.state_dict().items() if not torch.equal(own, kept[name])}
-    assert changed | {"0.bias"} == set(names) - set(
-        first.factors
-    )  # a bias before a norm has no gradient but rounding's
+    # a bias before a norm has no gradient but rounding's
+    assert changed | {"0.bias"} == set(names) - set(first.factors)
     assert int(model[1].num_batches_tracked) == 1
 
 

@@ -49,9 +49,8 @@ def stacked(config, move):
     """A move of X1, Y1, X2, Y2, T1, T2 in the tangent's stacks."""
     count = 2 * config.pairs
     parts = [torch.stack(move[:count:2]), torch.stack(move[1:count:2])]
-    return parts + (
-        [torch.stack([own.reshape(len(own), -1, len(own)) for own in move[count:]])] if move[count:] else []
-    )
+    cores = [own.reshape(len(own), -1, len(own)) for own in move[count:]]
+    return parts + ([torch.stack(cores)] if cores else [])
 
 
 def flat(move):
