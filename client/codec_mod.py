@@ -6,7 +6,7 @@ import math
 import signal
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from itertools import chain
 from pathlib import Path
 
@@ -17,12 +17,12 @@ from torch import Tensor
 from fedpara.app import code_hash
 from fedpara.checkpoint import part, replace_file
 from fedpara.codec import codec, encode_with_feedback
-from fedpara.errors import CodecError, FedparaError, whereabouts
+from fedpara.errors import CheckpointError, CodecError, FedparaError, whereabouts
 from fedpara.seeds import generator_for
 from fedpara.wire import ARRAYS, CONTROL, LATE, NOT_HELD, OWN_PROCESS, PACKED, SAYS, SECONDS, SEED, SETTINGS, check_seed
 
 from .arrays import packed_record, tensor_record, tensors_of
-from .runtime import Runtime, client_name, runtime_for, state_folder
+from .runtime import Broadcast, Runtime, client_name, runtime_for, state_folder
 from .state import ClientState
 from .watch import Watch, payload, write_log
 
@@ -117,6 +117,7 @@ class _Link:
         downlink = codec(str(message.content[SETTINGS]["downlink"]))
         self.holds = runtime.recipe.differences and downlink.scheme.differences  # what it receives, for the next one
         self.downlink = downlink
+        self.broadcast: Broadcast | None = None
 
     def decode(self, message: Message) -> dict[str, Tensor]:
         """Replace the packed model in the message by plain arrays; the tensors that both sides now hold."""
@@ -128,7 +129,8 @@ class _Link:
             check_seed(array.data, self.runtime.recipe.seed, self.runtime.shared)
             state = dict(self.runtime.shared)
         elif array.stype == PACKED:
-            state = self._unpack(array.data)
+            self.broadcast = self._unpack(array.data)
+            state = dict(self.broadcast.state)
         else:
             raise CodecError(
                 f"a broadcast of type '{array.stype}', expected {SEED} or {PACKED}: do the versions match?"
@@ -139,16 +141,14 @@ class _Link:
             content[CONTROL] = tensor_record(self.downlink.decode(array.data, self.runtime.trained))
         return state
 
-    def _unpack(self, blob: bytes) -> dict[str, Tensor]:
+    def _unpack(self, blob: bytes) -> Broadcast:
         like = self.runtime.shared
         candidates = chain([like], (part(kept, HELD) for kept in self.kept.all()))
         try:
             reference = self.downlink.find_reference(blob, like, candidates)
         except CodecError as error:
             raise _NotHeldError(str(error)) from None
-        if reference is None:
-            return self.runtime.decoded(self.downlink, blob)
-        return self.downlink.decode(blob, like, reference=reference)
+        return self.runtime.decoded(self.downlink, blob, reference)
 
     def encode(self, reply: Message, received: dict[str, Tensor]) -> None:
         """Pack the reply's model into one Array, as the difference to what was received where the codec wants it.
@@ -156,17 +156,26 @@ class _Link:
         Rounding draws from a generator of this client and round, so that a repeated round sends the same bytes.
         """
         before = self.kept.load(self.round) or {} if self.runtime.uplink.feedback else {}
-        blob, owed = self._pack(reply, ARRAYS, received, part(before, OWED[ARRAYS]))
-        held = received if self.holds else {}
-        keep = {HELD + name: tensor for name, tensor in held.items()}
-        keep |= {OWED[ARRAYS] + name: tensor for name, tensor in owed.items()}
+        blob, lost = self._pack(reply, ARRAYS, received, part(before, OWED[ARRAYS]))
+        owed = {OWED[ARRAYS] + name: tensor for name, tensor in lost.items()}
         reply.content[ARRAYS] = packed_record(blob)
         if CONTROL in reply.content:
-            blob, owed = self._pack(reply, CONTROL, None, part(before, OWED[CONTROL]))
-            keep |= {OWED[CONTROL] + name: tensor for name, tensor in owed.items()}
+            blob, lost = self._pack(reply, CONTROL, None, part(before, OWED[CONTROL]))
+            owed |= {OWED[CONTROL] + name: tensor for name, tensor in lost.items()}
             reply.content[CONTROL] = packed_record(blob)
-        if keep:
-            self.kept.save(self.round, keep, sync=False)  # who lost it gets the model whole, and owes nothing
+        self._keep(received if self.holds else {}, owed)
+
+    def _keep(self, held: dict[str, Tensor], owed: dict[str, Tensor]) -> None:
+        """On this client's disk; who has lost it gets the model whole, and owes nothing."""
+        if not (held or owed):
+            return
+        broadcast = self.broadcast if not owed else None  # what others keep too
+        if broadcast and broadcast.file:
+            with suppress(CheckpointError):  # it may be gone
+                return self.kept.share(self.round, broadcast.file)
+        file = self.kept.save(self.round, {HELD + name: own for name, own in held.items()} | owed, sync=False)
+        if broadcast:
+            broadcast.file = file
 
     def _pack(
         self, reply: Message, record: str, reference: dict[str, Tensor] | None, owed: dict[str, Tensor]

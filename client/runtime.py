@@ -6,7 +6,8 @@ import copy
 import gc
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import chain
 from pathlib import Path
@@ -26,7 +27,15 @@ from fedpara.wire import LANE, SETTINGS
 
 from .recorded import Recorder
 
-Broadcast = tuple[Codec, bytes, dict[str, Tensor]]  # its codec, its payload, what that says
+
+@dataclass
+class Broadcast:
+    """A model as it was sent and what it says; nobody changes these tensors."""
+
+    codec: Codec
+    blob: bytes
+    state: dict[str, Tensor]
+    file: Path | None = None  # in which the first of its clients keeps it
 
 
 class Runtime:
@@ -52,7 +61,7 @@ class Runtime:
         self.shared = {name: self.initial[name] for name in shared_names(model)}
         self.trained = {name: self.initial[name] for name in trained_parameters(model)}
         self.local = personal_names(model)
-        self._broadcast: list[Broadcast] = []  # the last; a list, which twins have in common
+        self._broadcast: list[Broadcast | None] = [None]  # the last; a list, which twins have in common
         self._use(model)
 
     def _use(self, model: nn.Module) -> None:
@@ -116,12 +125,14 @@ class Runtime:
             torch.cuda.current_stream(self.device).synchronize()
         return own
 
-    def decoded(self, downlink: Codec, blob: bytes) -> dict[str, Tensor]:
-        """A whole model that is broadcast, decoded once for all clients served here: nobody changes these tensors."""
-        if not self._broadcast or self._broadcast[0][:2] != (downlink, blob):
-            self._broadcast.clear()  # two models need not be in memory at once
-            self._broadcast.append((downlink, blob, downlink.decode(blob, self.shared)))
-        return dict(self._broadcast[0][2])
+    def decoded(self, downlink: Codec, blob: bytes, reference: Mapping[str, Tensor] | None) -> Broadcast:
+        """A broadcast, decoded once for all clients served here. Its reference is the one that the payload names."""
+        last = self._broadcast[0]
+        if last is None or (last.codec, last.blob) != (downlink, blob):
+            last = self._broadcast[0] = None  # two models need not be in memory at once
+            last = Broadcast(downlink, blob, downlink.decode(blob, self.shared, reference=reference))
+            self._broadcast[0] = last
+        return last
 
     def restore(self, kept: dict[str, Tensor] | None, shared: dict[str, Tensor]) -> None:
         """Set the model: what was broadcast, joined with what this client keeps (its first values if never seen)."""

@@ -107,13 +107,25 @@ def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _put_aside(folder: Path) -> None:
-    """Give the index a second name, under which it stays when it is replaced. Its content is on disk already."""
-    with _replacing(folder / _BEFORE, sync=False) as partial:
+    """Keep the index under a second name when it is replaced."""
+    name_again(folder / _LATEST, folder / _BEFORE)
+
+
+def name_again(file: Path, other: Path) -> None:
+    """Give a file that is never written to again a second name; without links, or with too many, a copy of it.
+
+    Raises:
+        CheckpointError: it is not there, or the second name cannot be written.
+    """
+    with suppress(OSError):
+        if os.path.samefile(file, other):  # such a rename would do nothing, and leave the partial name behind
+            return
+    with _replacing(other, sync=False) as partial:  # its content is on disk already
         partial.unlink(missing_ok=True)  # a kill may have left one
         try:
-            os.link(folder / _LATEST, partial)
-        except OSError:  # a disk without such links
-            shutil.copyfile(folder / _LATEST, partial)
+            os.link(file, partial)
+        except OSError:
+            shutil.copyfile(file, partial)
             _sync(partial)
 
 

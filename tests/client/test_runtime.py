@@ -27,17 +27,16 @@ def test_a_broadcast_is_decoded_once_for_all_who_are_served_here(warm, monkeypat
     first = down.encode({name: own + 1 for name, own in warm.shared.items()})
     second = bytes(bytearray(first))  # as another message brings it
     assert first is not second
-    found = [served.decoded(down, blob) for served in (warm, warm.beside(1)) for blob in (first, second)]
+    found = [served.decoded(down, blob, None) for served in (warm, warm.beside(1)) for blob in (first, second)]
     assert len(calls) == 1
     expected = decode(down, first, warm.shared)
     for own in found:
-        assert all(torch.equal(own[name], tensor) for name, tensor in expected.items())
-        own.clear()  # each has a dictionary of its own
-    other = warm.decoded(codec("fp16"), codec("fp16").encode(warm.shared))
+        assert all(torch.equal(own.state[name], tensor) for name, tensor in expected.items())
+    other = warm.decoded(codec("fp16"), codec("fp16").encode(warm.shared), None).state
     assert len(calls) == 2
     assert all(torch.equal(own.half(), warm.shared[name].half()) for name, own in other.items())
     narrow = warm.narrowed(0.5)
-    assert {name: own.shape for name, own in narrow.decoded(down, down.encode(narrow.shared)).items()} == {
+    assert {name: own.shape for name, own in narrow.decoded(down, down.encode(narrow.shared), None).state.items()} == {
         name: own.shape for name, own in narrow.shared.items()
     }
 
@@ -77,8 +76,8 @@ def test_a_damaged_broadcast_is_not_kept(warm):
     blob = down.encode(warm.shared)
     for _ in range(2):
         with pytest.raises(CodecError):
-            warm.decoded(down, blob[:-1])
-    assert warm.decoded(down, blob).keys() == warm.shared.keys()
+            warm.decoded(down, blob[:-1], None)
+    assert warm.decoded(down, blob, None).state.keys() == warm.shared.keys()
 
 
 def test_what_was_kept_warm_is_let_go_with_the_streams_of_clients_side_by_side(monkeypatch):
