@@ -6,7 +6,8 @@ import json
 import platform
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -163,6 +164,7 @@ def only_writer(folder: Path, recipe: Recipe, *, resume: bool) -> Iterator[RunWr
 
     Raises:
         ConfigError: another process writes there, or nobody can; there is a run to be resumed, or none.
+        CheckpointError: at the end of the block, where the last checkpoint cannot be written.
     """
     from filelock import FileLock, Timeout
 
@@ -177,8 +179,8 @@ def only_writer(folder: Path, recipe: Recipe, *, resume: bool) -> Iterator[RunWr
         ) from None
     except OSError as error:
         raise _not_writable(folder, error) from None
-    with lock:
-        yield RunWriter(folder, recipe, resume=resume)
+    with lock, closing(RunWriter(folder, recipe, resume=resume)) as writer:
+        yield writer
 
 
 def _not_writable(folder: Path, error: Exception) -> ConfigError:
@@ -186,7 +188,10 @@ def _not_writable(folder: Path, error: Exception) -> ConfigError:
 
 
 class RunWriter:
-    """Writes a run's folder. Rows after the last checkpoint are cut off when a run is resumed."""
+    """Writes a run's folder. Rows after the last checkpoint are cut off when a run is resumed.
+
+    A round's checkpoint is written beside the next round, whose training does not wait for the disk.
+    """
 
     def __init__(self, folder: Path, recipe: Recipe, *, resume: bool) -> None:
         self.folder = folder
@@ -205,14 +210,41 @@ class RunWriter:
         ledger_file = folder / "ledger.jsonl"
         self.ledger = Ledger.load(ledger_file, until_round=done) if existing and ledger_file.is_file() else Ledger()
 
+        self._saver = ThreadPoolExecutor(1, thread_name_prefix="fedpara-checkpoint")
+        self._saving: Future[None] | None = None
+
     def finish_round(self, row: Row, state: checkpoint.Checkpoint) -> None:
-        """Append the round's rows, then replace the checkpoint: what is not in it will be done again."""
+        """Append the round's rows, and begin to replace the checkpoint: what is not in it will be done again.
+
+        The checkpoint's tensors must stay as they are until it is `settled`.
+
+        Raises:
+            CheckpointError: the rows cannot be written, or the checkpoint before could not.
+        """
+        self.settled()
         self.rows.append(row)
         with checkpoint.writing(self.folder / "ledger.jsonl"):
             self.ledger.append_to(self.folder / "ledger.jsonl")
         with checkpoint.writing(self.folder / ROUNDS), (self.folder / ROUNDS).open("ab") as file:
             file.write(_lines([row]))
-        checkpoint.save(self.folder / "checkpoint", state)
+        self._saving = self._saver.submit(checkpoint.save, self.folder / "checkpoint", state)
+
+    def settled(self) -> None:
+        """Wait until the last round's checkpoint is on the disk.
+
+        Raises:
+            CheckpointError: it cannot be written; the one before stands.
+        """
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            saving.result()
+
+    def close(self) -> None:
+        """Leave the folder with its last checkpoint. Raises CheckpointError where that cannot be written."""
+        try:
+            self.settled()
+        finally:
+            self._saver.shutdown()
 
     def write_clients(self, rows: list[Row]) -> None:
         """What each client measured at the end, a line of ``clients.jsonl`` each."""
@@ -220,6 +252,7 @@ class RunWriter:
 
     def finish(self, summary: Mapping[str, Any], model: nn.Module) -> None:
         """Write the merged model and the summary."""
+        self.settled()
         state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
         checkpoint.save_tensors(self.folder / "model.safetensors", state)
         when = {"finished": time.strftime("%Y-%m-%d %H:%M:%S %z"), "versions": versions()}

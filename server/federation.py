@@ -187,6 +187,7 @@ class Federation:
         lacking = self._collect(asked, cohort, result)
         if lacking:  # what these held is lost: all of the model, once more
             self._collect(self._ask(round, lacking, roster, again=True), lacking, result, again=True)
+        self.writer.settled()  # the strategy's tensors, which are being written, change with the next step
         collected_at = time.perf_counter()
         self._settle(result)  # what waited for clients that never answered
         gap = self._aggregate(round, result, len(roster))

@@ -28,7 +28,8 @@ class ClientMemory:
         self.folder = folder
         self._keys: dict[str, str] = {}  # client -> fingerprint
         self._states: dict[str, State] = {}  # fingerprint -> model, of those in memory
-        self._before: set[str] = set()  # fingerprints of the checkpoint before, which may be gone back to
+        # Fingerprints of the two checkpoints before, which may be gone back to while the newest is being written.
+        self._before: list[set[str]] = []
 
     def hold(self, client: str, state: State) -> None:
         """The client has proved that it holds this model."""
@@ -69,9 +70,9 @@ class ClientMemory:
         return dict(self._keys)
 
     def prune(self) -> None:
-        """Once the checkpoint stands: drop what no client holds, and from memory what is on disk."""
-        current = set(self._keys.values())
-        needed, self._before = current | self._before, current
+        """After `save`: drop what no client holds or held two checkpoints ago, and from memory what is on disk."""
+        recent = [set(self._keys.values()), *self._before]
+        needed, self._before = set().union(*recent), recent[:2]
         if self.folder is None:
             self._states = {key: state for key, state in self._states.items() if key in needed}
             return
@@ -83,7 +84,7 @@ class ClientMemory:
     def load(self, keys: Mapping[str, str]) -> None:
         """Go on from what `save` returned."""
         self._keys = dict(keys)
-        self._before = set(keys.values())
+        self._before = [set(keys.values())]
 
     def _file(self, key: str) -> Path:
         assert self.folder is not None

@@ -36,7 +36,7 @@ class Patient:
         self._observer.progressed(share)
 
     def finished_round(self, row: Row) -> None:
-        """The row is in the log and its checkpoint on the disk: here it may end."""
+        """The row is in the log, its checkpoint there or on its way, which is waited for: here it may end."""
         self._observer.finished_round(row)
         self.done = row["round"]
         if self.asked and self.done < self._rounds:

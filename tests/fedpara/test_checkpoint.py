@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -115,32 +116,83 @@ def test_all_that_a_checkpoint_needs_is_on_disk_before_anything_old_goes(tmp_pat
     assert [name for name in done if "before.json" not in name] == [tensors, index, str(tmp_path), gone]
 
 
-class Copying(Silent):
-    """Keeps what the server had on its disk after a round."""
+class Killed(Silent):
+    """Holds a round's checkpoint back until the next round's clients have answered; keeps the disk as it is then."""
 
     def __init__(self, run, round):
         super().__init__()
         self.run, self.round = run, round
+        self.answered = threading.Event()
+        self.came_first: bool | None = None
 
-    def finished_round(self, row):
-        if row["round"] == self.round:
-            for part in ("checkpoint", "held"):
-                shutil.copytree(self.run / part, self.run.parent / part)
+    def save(self, folder, state):
+        if state.round == self.round:
+            self.came_first = self.answered.wait(60)
+        save(folder, state)
+
+    def progressed(self, share):
+        if len(self.rows) == self.round and share == 1.0:
+            shutil.copytree(self.run, self.run.parent / "killed")
+            self.answered.set()
 
 
-def test_a_server_that_lost_its_last_checkpoint_in_the_next_round_goes_back_to_the_same_bits(tmp_path):
-    changes = {"rounds": 4, "local": ["head"], "uplink": "int4+entropy+feedback", "downlink": "int4+entropy"}
-    recipe, folder = read_recipe(SMALL, changes), tmp_path / "run"
-    expected = fp.simulate(recipe, folder=tmp_path / "alone", observer=Silent())
-    fp.simulate(read_recipe(SMALL, {**changes, "rounds": 3}), folder=folder, observer=Copying(folder, 2))
-    for part in ("checkpoint", "held"):  # clients have trained in round 3 already
-        shutil.rmtree(folder / part)
-        shutil.move(tmp_path / part, folder / part)
-    damage_newest(folder / "checkpoint", "truncate")
+@pytest.mark.parametrize("damage", [None, "truncate"])
+def test_a_server_killed_while_it_writes_a_checkpoint_goes_back_to_the_same_bits(damage, tmp_path, monkeypatch):
+    """Its clients are two rounds further than what it resumes from, or three where that is damaged besides."""
+    changes = {
+        "rounds": 6,
+        "cohort": 4,
+        "local": ["head"],
+        "uplink": "int4+entropy+feedback",
+        "downlink": "int4+entropy",
+    }
+    watching, folder = Killed(tmp_path / "run", 4), tmp_path / "killed"
+    monkeypatch.setattr("fedpara.checkpoint.save", watching.save)
+    recipe = read_recipe(SMALL, changes)
+    expected = fp.simulate(recipe, folder=watching.run, observer=watching)
+    assert watching.came_first, "the next round's clients waited for the disk"
+    assert load(folder / "checkpoint").round == 3
+    if damage:
+        damage_newest(folder / "checkpoint", damage)
+        assert load(folder / "checkpoint").round == 2
     run = fp.simulate(recipe, folder=folder, resume=True, observer=Silent())
-    assert [row["round"] for row in run.rounds] == [1, 2, 3, 4]
+    assert [row["round"] for row in run.rounds] == [1, 2, 3, 4, 5, 6]
     assert run.ledger.to_rows() == expected.ledger.to_rows()
     assert (folder / "model.safetensors").read_bytes() == (expected.folder / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_a_checkpoint_that_could_not_be_written_ends_the_run(last, tmp_path, monkeypatch):
+    def full(folder, state):
+        if state.round == 2:
+            raise CheckpointError("no room")
+        save(folder, state)
+
+    rounds = 2 if last else 4
+    recipe = read_recipe(SMALL, {"rounds": rounds})
+    expected = fp.simulate(recipe, folder=tmp_path / "alone", observer=Silent())
+    with monkeypatch.context() as broken:
+        broken.setattr("fedpara.checkpoint.save", full)
+        with pytest.raises(CheckpointError, match="no room"):
+            fp.simulate(recipe, folder=tmp_path / "run", observer=(watching := Silent()))
+    assert len(watching.rows) == 2, "a round was finished over a checkpoint that is not there"
+    assert load(tmp_path / "run" / "checkpoint").round == 1
+    assert not (tmp_path / "run" / "summary.json").exists()
+    run = fp.simulate(recipe, folder=tmp_path / "run", resume=True, observer=Silent())
+    assert run.ledger.to_rows() == expected.ledger.to_rows()
+
+
+def test_an_interrupted_run_whose_checkpoint_could_not_be_written_says_that(tmp_path, monkeypatch):
+    class Pressed(Silent):
+        def finished_round(self, row):
+            raise KeyboardInterrupt
+
+    def full(folder, state):
+        raise CheckpointError("no room")
+
+    monkeypatch.setattr("fedpara.checkpoint.save", full)
+    with pytest.raises(CheckpointError, match="no room"):
+        fp.simulate(read_recipe(SMALL), folder=tmp_path / "run", observer=Pressed())
 
 
 def test_without_its_index_a_checkpoint_is_that_before(tmp_path):

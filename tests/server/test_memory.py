@@ -38,9 +38,10 @@ def test_what_was_saved_is_found_again_bit_for_bit_and_what_nobody_holds_is_dele
     again.hold("bob", state(1))
     again.save()
     again.prune()
-    assert len(list(tmp_path.iterdir())) == 2  # the checkpoint before may be gone back to
-    again.save()
-    again.prune()
+    for _ in range(2):
+        assert len(list(tmp_path.iterdir())) == 2  # the two checkpoints before may be gone back to
+        again.save()
+        again.prune()
     assert len(list(tmp_path.iterdir())) == 1
 
 
