@@ -107,8 +107,9 @@ class Light(Magnifier):
     """
 
     reach = 48
-    # Small layers that all must pass through: a tenth of the numbers, and half of what factorising them all costs.
-    keep_dense = ("merge", "up.*", "draw.*")
+    # What draws, and the small layers that all must pass through: a fifth of the numbers, and most of what factorising
+    # every layer costs (simulations/benchmarks/RESULTS.md).
+    keep_dense = ("merge", "up.*", "refine", "draw.*")
 
     def __init__(self, width: int = 32, deep: int = 36, textures: int = 16) -> None:
         super().__init__()
