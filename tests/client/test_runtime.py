@@ -88,6 +88,7 @@ def test_what_was_kept_warm_is_let_go_with_the_streams_of_clients_side_by_side(m
         self.recorder = Recorder(again)
         recorders.append(weakref.ref(self.recorder))
 
+    forget()  # what other tests have left
     monkeypatch.setattr(Runtime, "_use", recorded)
     settings = client_settings(read_recipe(SMALL))
     whole = runtime._runtime(settings, "", "cpu", 1, 0.0)
