@@ -68,7 +68,7 @@ class ClientState:
         Raises:
             CheckpointError: the file is gone, or there is no room for a name.
         """
-        name_again(file, self._file(round))
+        name_again(file, self._file(round), sync=False)
         self._prune()
 
     def _file(self, round: int) -> Path:

@@ -107,12 +107,15 @@ def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _put_aside(folder: Path) -> None:
-    """Keep the index under a second name when it is replaced."""
-    name_again(folder / _LATEST, folder / _BEFORE)
+    """Keep the index, which is on disk already, under a second name when it is replaced."""
+    name_again(folder / _LATEST, folder / _BEFORE, sync=True)
 
 
-def name_again(file: Path, other: Path) -> None:
+def name_again(file: Path, other: Path, *, sync: bool) -> None:
     """Give a file that is never written to again a second name; without links, or with too many, a copy of it.
+
+    Args:
+        sync: wait for the disk where it is a copy.
 
     Raises:
         CheckpointError: it is not there, or the second name cannot be written.
@@ -120,13 +123,13 @@ def name_again(file: Path, other: Path) -> None:
     with suppress(OSError):
         if os.path.samefile(file, other):  # such a rename would do nothing, and leave the partial name behind
             return
-    with _replacing(other, sync=False) as partial:  # its content is on disk already
-        partial.unlink(missing_ok=True)  # a kill may have left one
+    with _replacing(other, sync=False) as partial:
         try:
             os.link(file, partial)
         except OSError:
             shutil.copyfile(file, partial)
-            _sync(partial)
+            if sync:
+                _sync(partial)
 
 
 def save_tensors(file: Path, tensors: Mapping[str, Tensor], *, sync: bool = True) -> None:
@@ -159,6 +162,7 @@ def _replacing(file: Path, *, sync: bool = True) -> Iterator[Path]:
     with writing(file):
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
+            partial.unlink(missing_ok=True)  # a kill may have left one, perhaps a second name of another file
             yield partial
             if sync:
                 _sync(partial)

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-SERVER = ("send", "aggregate", "evaluate")  # phases of the server; in between it waits for clients
+SERVER = ("send", "checkpoint", "aggregate", "evaluate")  # phases of the server; in between it waits for clients
 
 
 def profile(rows: Sequence[Mapping[str, Any]], processes: int) -> list[tuple[str, float, float]]:

@@ -229,15 +229,20 @@ class RunWriter:
             file.write(_lines([row]))
         self._saving = self._saver.submit(checkpoint.save, self.folder / "checkpoint", state)
 
-    def settled(self) -> None:
-        """Wait until the last round's checkpoint is on the disk.
+    def settled(self, *, wait: bool = True) -> None:
+        """Wait until the last round's checkpoint is on the disk, or only look whether it could not be written.
 
         Raises:
             CheckpointError: it cannot be written; the one before stands.
         """
-        saving, self._saving = self._saving, None
-        if saving is not None:
+        saving = self._saving
+        if saving is None or not (wait or saving.done()):
+            return
+        try:
             saving.result()
+        finally:  # a wait that was interrupted is taken up again by `close`
+            if saving.done():
+                self._saving = None
 
     def close(self) -> None:
         """Leave the folder with its last checkpoint. Raises CheckpointError where that cannot be written."""

@@ -187,8 +187,9 @@ class Federation:
         lacking = self._collect(asked, cohort, result)
         if lacking:  # what these held is lost: all of the model, once more
             self._collect(self._ask(round, lacking, roster, again=True), lacking, result, again=True)
-        self.writer.settled()  # the strategy's tensors, which are being written, change with the next step
         collected_at = time.perf_counter()
+        self.writer.settled()  # the strategy's tensors, which are being written, change with the next step
+        settled_at = time.perf_counter()
         self._settle(result)  # what waited for clients that never answered
         gap = self._aggregate(round, result, len(roster))
         aggregated_at = time.perf_counter()
@@ -204,7 +205,8 @@ class Federation:
         row["phases"] = {
             "send": round_to(sent_at - started),
             **_client_phases(result.seconds, collected_at - sent_at),
-            "aggregate": round_to(aggregated_at - collected_at),
+            "checkpoint": round_to(settled_at - collected_at),
+            "aggregate": round_to(aggregated_at - settled_at),
             "evaluate": round_to(time.perf_counter() - aggregated_at),
         }
         row["client_seconds"] = _all_phases(result.seconds)
@@ -262,6 +264,7 @@ class Federation:
         lacking: list[str] = []
         taken = 0
         for reply in self.grid.replies(asked, self.recipe.deadline):
+            self.writer.settled(wait=False)  # nobody trains on for a disk that is full
             client = asked.get(reply.metadata.reply_to_message_id, "unknown")
             waiting.pop(client, None)
             try:

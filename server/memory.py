@@ -84,7 +84,8 @@ class ClientMemory:
     def load(self, keys: Mapping[str, str]) -> None:
         """Go on from what `save` returned."""
         self._keys = dict(keys)
-        self._before = [set(keys.values())]
+        there = self.folder.glob("*.safetensors") if self.folder else ()
+        self._before = [set(keys.values()), {file.stem for file in there}]  # those too of the checkpoint before
 
     def _file(self, key: str) -> Path:
         assert self.folder is not None

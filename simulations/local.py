@@ -226,7 +226,7 @@ def simulate(
     Args:
         recipe: a built-in name, a TOML file, a run's folder or a Recipe.
         folder: where the run is written; a new one under ``runs/`` by default.
-        resume: continue the run in ``folder`` after its last finished round.
+        resume: continue the run in ``folder`` after the last round on its disk.
         observer: told what happens; the live table by default. The recipe's loggers are told too.
         overrides: any key of the recipe, by its path or by its name.
 

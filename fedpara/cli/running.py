@@ -52,7 +52,7 @@ The keys of a recipe's task: fedpara tasks NAME"""
     type=click.Path(path_type=Path, file_okay=False),
     help="Where the run is written [default: runs/RECIPE-DATE].",
 )
-@click.option("--resume", is_flag=True, help="Continue after the last finished round of --folder (or of RECIPE).")
+@click.option("--resume", is_flag=True, help="Continue after the last round on the disk of --folder (or of RECIPE).")
 @click.option("--profile", is_flag=True, help="Show where the seconds of the rounds went, and write profile.txt.")
 @json_option(KEYS_OF_A_RUN)
 def simulate(recipe: str, folder: Path | None, resume: bool, profile: bool, as_json: bool, **keys: Any) -> None:

@@ -39,6 +39,7 @@ PHASES = {
     "train": "client trains",
     "encode": "client encodes",
     "wait": "on the way, in queues, waiting",
+    "checkpoint": "the last checkpoint is written still",
     "aggregate": "server averages",
     "evaluate": "server judges the network",
 }

@@ -31,7 +31,7 @@ def test_a_deployment_trains_as_in_process_and_its_checks_say_what_is_wrong(depl
     run = fp.Run(deployment.server / "run")
     check_same(run, expected)
     phases = run.rounds[1]["phases"]
-    assert list(phases) == ["send", "start", "decode", "train", "encode", "wait", "aggregate", "evaluate"]
+    assert list(phases) == ["send", "start", "decode", "train", "encode", "wait", "checkpoint", "aggregate", "evaluate"]
     assert phases["start"] > 0
     assert all(deployment.descendants(name, "client.executor") for name in NAMES)  # what ClientApps are forked from
     check_traffic(deployment, run)

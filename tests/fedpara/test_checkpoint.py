@@ -2,9 +2,12 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import threading
+import time
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -113,7 +116,13 @@ def test_all_that_a_checkpoint_needs_is_on_disk_before_anything_old_goes(tmp_pat
     save(tmp_path, checkpoint(3))
     gone = f"gone {tmp_path / 'round-000001.safetensors'}"
     tensors, index = f"{tmp_path / 'round-000003.safetensors'}.partial", f"{tmp_path / 'latest.json'}.partial"
-    assert [name for name in done if "before.json" not in name] == [tensors, index, str(tmp_path), gone]
+    own = [name for name in done if "before.json" not in name]
+    assert [name for name in own if not re.fullmatch(r"gone .*\.partial", name)] == [
+        tensors,
+        index,
+        str(tmp_path),
+        gone,
+    ]
 
 
 class Killed(Silent):
@@ -159,6 +168,67 @@ def test_a_server_killed_while_it_writes_a_checkpoint_goes_back_to_the_same_bits
     assert [row["round"] for row in run.rounds] == [1, 2, 3, 4, 5, 6]
     assert run.ledger.to_rows() == expected.ledger.to_rows()
     assert (folder / "model.safetensors").read_bytes() == (expected.folder / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("strategy", ["fedadam", "scaffold"])
+def test_a_checkpoint_is_of_one_round_though_the_next_goes_on(strategy, tmp_path, monkeypatch):
+    """A strategy's tensors change in place with its step, which waits until they are written."""
+    watching, compared = Killed(tmp_path / "run", 2), []
+
+    def slow(folder, state):
+        before = {name: tensor.clone() for name, tensor in {**state.model, **state.strategy}.items()}
+        watching.save(folder, state)
+        if state.round == 2:
+            time.sleep(0.3)  # the next step would come now
+            now = {**state.model, **state.strategy}
+            compared.append(bool(state.strategy) and all(torch.equal(now[name], own) for name, own in before.items()))
+
+    monkeypatch.setattr("fedpara.checkpoint.save", slow)
+    fp.simulate(read_recipe(SMALL, {"rounds": 4, "strategy": strategy}), folder=watching.run, observer=watching)
+    assert watching.came_first
+    assert compared == [True]
+
+
+def test_a_checkpoint_that_failed_is_heard_of_with_the_next_reply(tmp_path, monkeypatch):
+    failed = threading.Event()
+
+    def full(folder, state):
+        failed.set()
+        raise CheckpointError("no room")
+
+    class Waiting(Silent):
+        def progressed(self, share):
+            super().progressed(share)
+            if self.rows:
+                assert failed.wait(60)
+
+    monkeypatch.setattr("fedpara.checkpoint.save", full)
+    watching = Waiting()
+    with pytest.raises(CheckpointError, match="no room"):
+        fp.simulate(read_recipe(SMALL, {"cohort": 4}), folder=tmp_path / "run", observer=watching)
+    assert len(watching.shares) - 4 <= 2, "clients trained on for a round that cannot be kept"
+
+
+def test_a_wait_for_a_checkpoint_that_is_interrupted_still_hears_that_it_failed(tmp_path, monkeypatch):
+    """The second Ctrl-C, while the server waits for its disk."""
+    interrupted = threading.Event()
+
+    def slow(folder, state):
+        assert interrupted.wait(60)
+        raise CheckpointError("no room")
+
+    class Impatient(Future):
+        def result(self, timeout=None):
+            if not interrupted.is_set():
+                interrupted.set()
+                raise KeyboardInterrupt
+            return super().result(timeout)
+
+    monkeypatch.setattr("fedpara.checkpoint.save", slow)
+    monkeypatch.setattr("concurrent.futures._base.Future", Impatient)
+    monkeypatch.setattr("concurrent.futures.thread._base.Future", Impatient)
+    with pytest.raises(CheckpointError, match="no room"):
+        fp.simulate(read_recipe(SMALL), folder=tmp_path / "run", observer=Silent())
 
 
 @pytest.mark.parametrize("last", [False, True])
@@ -243,12 +313,18 @@ def test_a_run_that_met_a_full_disk_goes_on_once_there_is_room(small_disk, tmp_p
     weight = small_disk / "weight"
 
     class Filling(Silent):
-        def finished_round(self, row):
-            weight.write_bytes(bytes(4096 * (shutil.disk_usage(small_disk).free // 4096)))
+        def progressed(self, share):
+            if len(self.rows) == 1 and not weight.exists():
+                end = time.monotonic() + 60
+                while not (found := load(small_disk)) or found.round < 1 or list(small_disk.glob("*.partial")):
+                    assert time.monotonic() < end, "the first round's checkpoint is not written"
+                    time.sleep(0.01)
+                weight.write_bytes(bytes(4096 * (shutil.disk_usage(small_disk).free // 4096)))
 
     with pytest.raises(CheckpointError, match="No space left on device"):
         fp.simulate(recipe, folder=tmp_path / "run", observer=Filling())
     weight.unlink()
+    assert load(small_disk).round == 1
     run = fp.simulate(recipe, folder=tmp_path / "run", resume=True, observer=Silent())
     assert [row["round"] for row in run.rounds] == [1, 2, 3]
     assert run.ledger.to_rows() == expected.ledger.to_rows()

@@ -58,6 +58,24 @@ def test_a_crash_between_saving_and_the_checkpoint_loses_nothing(tmp_path):
     assert torch.equal(held["w"], state(1)["w"])
 
 
+def test_a_resumed_server_keeps_what_the_checkpoint_before_needs_until_two_rounds_are_done(tmp_path):
+    memory = ClientMemory(tmp_path)
+    for value in (1, 2):
+        memory.hold("ann", state(value))
+        saved = memory.save()
+        memory.prune()
+    resumed = ClientMemory(tmp_path)
+    resumed.load(saved)
+    resumed.hold("ann", state(3))
+    resumed.save()
+    resumed.prune()  # its checkpoint is being written, and that of 2 may turn out damaged
+    assert len(list(tmp_path.iterdir())) == 3
+    for _ in range(2):
+        resumed.save()
+        resumed.prune()
+    assert len(list(tmp_path.iterdir())) == 1
+
+
 def test_a_lost_file_means_that_nothing_is_known(tmp_path, caplog):
     memory = ClientMemory(tmp_path)
     memory.hold("ann", state(1))
