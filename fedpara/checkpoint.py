@@ -48,7 +48,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
     index = {"round": checkpoint.round, "file": file.name, "bytes": file.stat().st_size, "extra": checkpoint.extra}
     before = _index(folder / _LATEST)
     if before and before["file"] != file.name:
-        _put_aside(folder)
+        name_again(folder / _LATEST, folder / _BEFORE, sync=True)  # under which it stays when it is replaced
     replace_file(folder / _LATEST, json.dumps(index).encode())
     _sync(folder)
     kept = {file.name, (_index(folder / _BEFORE) or index)["file"]}
@@ -104,11 +104,6 @@ _REMEDY = "restore the folder from a copy, or start the run anew in another fold
 def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The tensors whose names begin with the prefix, without it."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def _put_aside(folder: Path) -> None:
-    """Keep the index, which is on disk already, under a second name when it is replaced."""
-    name_again(folder / _LATEST, folder / _BEFORE, sync=True)
 
 
 def name_again(file: Path, other: Path, *, sync: bool) -> None:

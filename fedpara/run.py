@@ -209,7 +209,6 @@ class RunWriter:
         checkpoint.replace_file(folder / ROUNDS, _lines(self.rows))
         ledger_file = folder / "ledger.jsonl"
         self.ledger = Ledger.load(ledger_file, until_round=done) if existing and ledger_file.is_file() else Ledger()
-
         self._saver = ThreadPoolExecutor(1, thread_name_prefix="fedpara-checkpoint")
         self._saving: Future[None] | None = None
 
