@@ -57,5 +57,6 @@ def test_a_client_that_is_out_of_time_sends_what_it_has(tmp_path):
     changes = {"rank_shares": [], "rounds": 2, "epochs": 50}
     short = run(tmp_path / "short", **changes, seconds=0.05)
     assert all(row["replies"] == 4 and 0 < row["train_work"] < 1 for row in short.rounds)
-    assert short.rounds[-1]["accuracy"] != short.rounds[0]["accuracy"]
+    # What arrived was used. By loss: after a step or two of a slow machine the share of right answers may be the same.
+    assert short.rounds[-1]["loss"] != short.rounds[0]["loss"]
     assert "train_work" not in run(tmp_path / "whole", **(changes | {"epochs": 1})).rounds[0]
