@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing.connection
+import os
 import queue
 import signal
 import sys
@@ -109,6 +110,7 @@ def _without_main() -> Iterator[None]:
 def _serve(connection: Connection, preload: str) -> None:
     """A worker's life: a message in, a reply out, until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of a terminal; the server decides
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     identify()
     load_task(preload)
@@ -117,6 +119,14 @@ def _serve(connection: Connection, preload: str) -> None:
         while True:
             message, context = line.receive()
             line.send(call_client(message, context))
+
+
+def _end_with_parent() -> None:
+    """End this process, even in the middle of a client, once the one that it works for is gone, however it went."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    multiprocessing.connection.wait([parent.sentinel])
+    os._exit(1)
 
 
 class ThreadWorker:

@@ -24,6 +24,14 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="a terminal's process gr
 LONG = SMALL | {"rounds": 500, "workers": 2}
 
 
+@pytest.fixture(autouse=True)
+def heard():
+    """Ctrl-C raises KeyboardInterrupt, as it does unless whoever started these tests had it ignored (nohup, &)."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class Terminal:
     """A program in front of a pseudo terminal of its own."""
 
@@ -31,9 +39,10 @@ class Terminal:
         environment = {**os.environ, "PYTHONPATH": os.getcwd(), "TERM": "xterm", "COLUMNS": "80"}
         self.pid, self.handle = pty.fork()
         if self.pid == 0:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # as a shell would have it, whoever runs these tests
             os.chdir(cwd)
             os.execve(sys.executable, [sys.executable, "-m", "fedpara.cli", *arguments], environment)
-        self.text = ""
+        self.text, self.code = "", None
 
     def read_until(self, done, seconds=120):
         """Collect what it shows until a condition holds, or it has ended."""
@@ -51,7 +60,24 @@ class Terminal:
 
     def end(self):
         self.read_until(lambda: False)
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        self.code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return self.code
+
+
+@pytest.fixture
+def in_terminal(tmp_path):
+    """Start a command in a terminal; what is still running after the test is ended."""
+    started = []
+
+    def start(*arguments):
+        started.append(Terminal(arguments, tmp_path))
+        return started[-1]
+
+    yield start
+    for left in started:
+        if left.code is None:
+            os.kill(left.pid, signal.SIGKILL)
+            os.waitpid(left.pid, 0)
 
 
 def rounds_in(folder):
@@ -66,9 +92,9 @@ def recipe(tmp_path):
     return file
 
 
-def test_the_first_finishes_the_round_and_the_run_goes_on_as_it_says(recipe, tmp_path):
+def test_the_first_finishes_the_round_and_the_run_goes_on_as_it_says(recipe, tmp_path, in_terminal):
     folder = tmp_path / "run"
-    terminal = Terminal(["simulate", str(recipe), "--folder", "run"], tmp_path)
+    terminal = in_terminal("simulate", str(recipe), "--folder", "run")
     terminal.read_until(lambda: rounds_in(folder) >= 2)
     terminal.interrupt()
     code = terminal.end()
@@ -84,10 +110,10 @@ def test_the_first_finishes_the_round_and_the_run_goes_on_as_it_says(recipe, tmp
     assert fp.Run(folder).summary["rounds"] == int(told[1]) + 1
 
 
-def test_the_second_stops_at_once(recipe, tmp_path):
+def test_the_second_stops_at_once(recipe, tmp_path, in_terminal):
     recipe.write_text(tomli_w.dumps(LONG | {"training": {"epochs": 100000}}))  # a round that never ends
     folder = tmp_path / "run"
-    terminal = Terminal(["simulate", str(recipe), "--folder", "run"], tmp_path)
+    terminal = in_terminal("simulate", str(recipe), "--folder", "run")
     terminal.read_until(lambda: "rounds" in terminal.text and "0/500" in terminal.text)
     terminal.interrupt()
     terminal.read_until(lambda: "stopping after this round" in terminal.text)
@@ -98,10 +124,10 @@ def test_the_second_stops_at_once(recipe, tmp_path):
     assert rounds_in(folder) == 0
 
 
-def test_a_grid_says_how_it_goes_on(recipe, tmp_path):
+def test_a_grid_says_how_it_goes_on(recipe, tmp_path, in_terminal):
     grid = {"recipe": str(recipe), "seeds": [0], "methods": {"a b": {}, "c": {"uplink": "int4"}}}
     (tmp_path / "grid.toml").write_text(tomli_w.dumps(grid))
-    terminal = Terminal(["compare", "grid.toml", "--output", "out put"], tmp_path)
+    terminal = in_terminal("compare", "grid.toml", "--output", "out put")
     terminal.read_until(lambda: rounds_in(tmp_path / "out put" / "a-b-seed0") >= 1)
     terminal.interrupt()
     assert terminal.end() == 130

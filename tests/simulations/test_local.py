@@ -20,6 +20,35 @@ from fedpara.task import load_task
 from fedpara.wire import pack_seed
 from tests.conftest import SMALL, Silent
 
+# A client whose step never ends. Whoever trains it holds the lock of a file of its own.
+ENDLESS = """
+import fcntl, os, time
+import torch
+import fedpara as fp
+from fedpara.task import TensorExamples
+
+@fp.register_task("endless")
+class Endless(fp.Task):
+    def model(self):
+        return torch.nn.Linear(2, 1)
+
+    def population(self, clients):
+        return [f"client-{{place}}" for place in range(clients)]
+
+    def client_data(self, client, clients):
+        return fp.ClientData(TensorExamples((torch.ones(1, 2),)))
+
+    def loss(self, model, batch):
+        own = open(f"{folder}/begun-{{os.getpid()}}", "w")
+        fcntl.flock(own, fcntl.LOCK_EX)
+        os.rename(own.name, own.name.replace("begun", "held"))
+        while True:
+            time.sleep(0.01)
+
+    def evaluate(self, model, examples, device):
+        return fp.Metrics(1, {{"loss": 0.0}})
+"""
+
 
 def run(folder, **changes):
     return fp.simulate(read_recipe(SMALL, changes), folder=folder, observer=Silent())
@@ -128,6 +157,32 @@ def test_a_killed_server_resumes_to_the_same_bits(tmp_path):
     subprocess.run([*command, "--resume"], check=True)
     assert bits(whole.folder) == bits(folder)
     assert whole.ledger.to_rows() == fp.Run(folder).ledger.to_rows()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="locks of files that end with their process are POSIX's")
+def test_a_killed_server_leaves_nobody_computing(tmp_path):
+    """Its workers notice in the middle of a client, which here never ends."""
+    import fcntl
+
+    task = tmp_path / "endless.py"
+    task.write_text(ENDLESS.format(folder=tmp_path))
+    recipe = tmp_path / "small.toml"
+    recipe.write_text(
+        tomli_w.dumps({"task": "endless", "parametrization": "none", "cohort": 2, "clients": 2, "workers": 2})
+    )
+    folder = str(tmp_path / "run")
+    command = [sys.executable, "-m", "fedpara.cli", "simulate", str(recipe), "--task", str(task), "--folder", folder]
+    process = subprocess.Popen(command)
+    try:
+        while len(locks := list(tmp_path.glob("held-*"))) < 2:
+            assert process.poll() is None, "the run ended before it could be killed"
+            time.sleep(0.02)
+    finally:
+        process.kill()
+        process.wait()
+    for file in locks:
+        with file.open() as own:
+            fcntl.flock(own, fcntl.LOCK_EX)  # when that process has ended; the test's own limit is what it may take
 
 
 def test_what_a_pfedpara_client_keeps_stays_on_its_disk(tmp_path):
