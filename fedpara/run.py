@@ -111,7 +111,6 @@ class Run:
             ConfigError: the folder holds nothing of this client.
         """
         from .parametrize import merge_
-        from .sharing import load_shared_
         from .task import build_model
 
         if not client and (self.folder / "model.safetensors").is_file():
@@ -124,6 +123,18 @@ class Run:
                     "then the last checkpoint is taken"
                 ) from None
             return model.eval()
+        return merge_(self.trained(client)).eval()
+
+    def trained(self, client: str = "") -> nn.Module:
+        """The same as it was trained, with its factors, to train on: from the last checkpoint.
+
+        Raises:
+            CheckpointError: the run has not finished a round, or its files are damaged.
+            ConfigError: the folder holds nothing of this client.
+        """
+        from .sharing import load_shared_
+        from .task import build_model
+
         state = checkpoint.load(self.folder / "checkpoint")
         if state is None:
             raise CheckpointError(f"the run in {self.folder} has not finished a round yet")
@@ -131,7 +142,7 @@ class Run:
         load_shared_(model, dict(state.model))
         if client:
             model.load_state_dict(self._kept(client, str(state.extra.get("run", ""))), strict=False)
-        return merge_(model).eval()
+        return model
 
     def _kept(self, client: str, run: str) -> dict[str, Tensor]:
         """What a simulated client kept to itself: its model's local tensors, where there are any."""

@@ -10,6 +10,7 @@ import argparse
 import statistics
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -24,11 +25,13 @@ from client.tasks.motion.gallery import network_method
 from client.tasks.motion.judging import NOISES, SIZES, Judged, Method, by_case, score
 from client.tasks.motion.losses import ssim
 from client.tasks.motion.photographs import TEST
+from client.training import train
 from fedpara.compare import Entry, markdown, read_grid, rows, run_grid, targets, write
 from fedpara.parametrize import merge_
 from fedpara.run import Run
+from fedpara.seeds import generator_for
 from fedpara.sharing import local_names
-from fedpara.task import build_model, build_task
+from fedpara.task import Metrics, build_model, build_task
 
 from .tables import FOLDER, by_seed
 
@@ -73,6 +76,36 @@ def at_rest(entries: Sequence[Entry]) -> dict[str, list[float]]:
     return found
 
 
+def alone(run: Run) -> tuple[float, float]:
+    """SSIM on owners' own held-out images after the last round, and after an epoch more at each owner alone.
+
+    As `final-evaluation = true` with `fine-tune = 1` has it done: nothing is sent for it but the model.
+    """
+    task, device, before, after = run.task, torch.device("cpu"), [], []
+    training = replace(run.recipe.training, epochs=1)
+    for owner in task.population(run.recipe.clients):
+        model, data = run.trained(owner), task.client_data(owner, run.recipe.clients)
+        assert data.held_out is not None
+        before.append(task.judge(model, data.held_out, device))
+        draws = generator_for(run.recipe.seed, "fine-tune", owner)
+        train(task, model, data, training, round=run.recipe.rounds, generator=draws, device=device)
+        after.append(task.judge(model, data.held_out, device))
+    return Metrics.mean(before).values["ssim"], Metrics.mean(after).values["ssim"]
+
+
+def alone_table(entries: Sequence[Entry]) -> str:
+    """Both by method and seed, in Markdown."""
+    found = {(entry.method, entry.seed): alone(entry.run) for entry in entries}
+    seeds = sorted({seed for _, seed in found})
+    lines = [["method", "an epoch more", *(f"seed {seed}" for seed in seeds), "mean"]]
+    lines.append(["---"] * len(lines[0]))
+    for method in dict.fromkeys(method for method, _ in found):
+        for column, name in enumerate(("", "at each owner alone")):
+            values = [found[method, seed][column] for seed in seeds if (method, seed) in found]
+            lines.append([method, name, *(f"{value:.4f}" for value in values), f"{statistics.fmean(values):.4f}"])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def _judge(method: Method, judged: Judged) -> Cases:
     with torch.no_grad():
         return by_case(score(method, judged, torch.device("cpu"))[0], judged)
@@ -111,6 +144,7 @@ def main() -> None:
     print(f"\n{len(grid.seeds)} seeds, on the clients' own held-out images\n\n{markdown(found, grid.baseline)}")
     print(f"\nSeed by seed\n\n{by_seed(found, grid.baseline)}")
     print(f"\nSSIM on photographs of no client, by motion\n\n{tables(by_motion(entries))}")
+    print(f"\nSSIM on owners' own held-out images after the last round\n\n{alone_table(entries)}")
     print("\nSSIM to the frame given, α = 0")
     for method, values in at_rest(entries).items():
         print(f"{method}: {_cell(values)}")

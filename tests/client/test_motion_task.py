@@ -174,6 +174,19 @@ def test_the_benchmark_judges_the_common_network_and_each_clients_own(run, tmp_p
     assert benchmark.at_rest(entries) == {"together": [pytest.approx(1)], "alone": [pytest.approx(1)]}
 
 
+@pytest.mark.parametrize("changes", [{}, {"local": ["all"]}], ids=["together", "alone"])
+def test_the_benchmark_trains_owners_on_as_a_run_does_that_asks_for_it(changes, tmp_path, small):
+    found = []
+    for epochs in (0, 1):
+        own = simulate(tmp_path / str(epochs), final_evaluation=True, fine_tune=epochs, downlink="fp32", **changes)
+        found.append(own.rounds[-1]["client_ssim"])
+    assert benchmark.alone(own) == pytest.approx(found, abs=1e-6)
+    assert found[0] != found[1]
+    assert f"| ours | at each owner alone | {found[1]:.4f} |" in benchmark.alone_table(
+        [benchmark.Entry("ours", 0, own)]
+    )
+
+
 @pytest.mark.parametrize("options", [(), ("--mode", "dynamic"), ("--mode", "temporal", "--low", 0.4, "--high", 3)])
 def test_a_video_is_magnified(run, tmp_path, options, call):
     source = moving(tmp_path / "in")
