@@ -52,6 +52,7 @@ class Silent:
         pass
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in its own
 def pytest_collection_modifyitems(items):
     """For `pytest -n 2 --dist loadgroup`: what starts programs of its own goes to one process, one after the other.
 

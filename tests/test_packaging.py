@@ -124,3 +124,10 @@ def test_the_hooks_before_a_commit_are_tools_that_the_tests_bring():
     ]
     for hook in hooks:
         assert importlib.metadata.distribution(hook["entry"].split()[0])
+
+
+def test_tests_that_belong_together_run_in_one_process(request):
+    """Programs on one machine's ports and cores one after the other, and what a file's tests share made once."""
+    if not getattr(request.config.option, "loadgroup", False):
+        pytest.skip("asks for pytest -n 2 --dist loadgroup, as .ci/run has it")
+    assert request.node.nodeid.endswith("@test_packaging")
