@@ -54,13 +54,13 @@ class Silent:
 
 @pytest.hookimpl(tryfirst=True)  # xdist reads the marks in its own
 def pytest_collection_modifyitems(items):
-    """For `pytest -n 2 --dist loadgroup`: what starts programs of its own goes to one process, one after the other.
+    """For `pytest -n 2 --dist loadgroup`: servers and nodes are started in one process, one after the other.
 
     Of the rest a file's tests stay together, with what they share.
     """
     for item in items:
-        alone = any(item.get_closest_marker(name) for name in ("slow", "deploy"))
-        item.add_marker(pytest.mark.xdist_group("programs" if alone else item.path.stem))
+        programs = item.get_closest_marker("deploy") or item.path.stem == "test_runtimes"
+        item.add_marker(pytest.mark.xdist_group("programs" if programs else item.path.stem))
 
 
 @pytest.fixture

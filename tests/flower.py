@@ -44,7 +44,7 @@ class Flower:
         return process
 
     def wait_for_port(self, port: int, name: str) -> None:
-        for _ in range(600):
+        for _ in range(3000):
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
                 return
             time.sleep(0.1)

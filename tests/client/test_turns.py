@@ -27,7 +27,7 @@ def together(turns, *works):
             while len(turns._waiting) < len(threads):
                 pass
     for thread in threads:
-        thread.join(10)
+        thread.join(60)
     assert not any(thread.is_alive() for thread in threads)
     return errors
 
@@ -53,7 +53,7 @@ def test_who_waits_for_its_device_lets_others_compute():
 
     def waits():
         with turns.away():
-            assert ready.wait(10)
+            assert ready.wait(60)
             seen.append("waited")
         seen.append("again")
 

@@ -57,8 +57,9 @@ def test_each_clientapp_asked_for_is_a_process_of_its_own_with_its_command_line_
 
         def seen():
             known = [name for name in sys.modules if name.partition(".")[0] in ("fedpara", "client")]
-            with open(f"{sys.argv[2]}/{os.getpid()}", "w") as file:
+            with open(f"{sys.argv[2]}/{os.getpid()}.part", "w") as file:
                 json.dump([sys.argv, known, open("/proc/self/comm").read().strip()], file)
+            os.rename(file.name, file.name.removesuffix(".part"))
             os._exit(0)
 
         executor.flwr_clientapp = seen
@@ -66,7 +67,7 @@ def test_each_clientapp_asked_for_is_a_process_of_its_own_with_its_command_line_
         asked = [json.dumps({"line": ["flwr-clientapp", str(n), folder], "quiet": n == 2}) for n in range(3)]
         os.chdir(folder)
         executor.fork_each(io.StringIO("\\n".join(asked)))
-        while len(os.listdir(folder)) < 3:
+        while sum(name.isdigit() for name in os.listdir(folder)) < 3:
             time.sleep(0.05)
         print(os.getpid())
         """,

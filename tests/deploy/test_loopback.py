@@ -12,7 +12,8 @@ from simulations.benchmarks.loopback import NAMES
 from tests.conftest import Silent
 from tests.flower import check_same
 
-pytestmark = [pytest.mark.slow, pytest.mark.deploy]
+# Each waits longer than a minute for several things in turn.
+pytestmark = [pytest.mark.slow, pytest.mark.deploy, pytest.mark.timeout(1800)]
 
 
 def in_process(deployment, folder):

@@ -57,7 +57,7 @@ def test_a_superlink_that_ends_while_a_key_is_registered_is_waited_for(link, tmp
         tmp_path,
         f"test -e {tmp_path}/there && exit 0; touch {tmp_path}/there; echo the SuperLink is unavailable; exit 1",
     )
-    link.connect()
+    SuperLink(link.folder, link.facts, 60).connect()
     says(tmp_path, "echo the SuperLink is unavailable; exit 1")
     fresh = SuperLink(link.folder, link.facts, 0)
     with pytest.raises(FederationError, match="unavailable"):

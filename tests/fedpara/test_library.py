@@ -1,6 +1,7 @@
 """The library stands alone: what it exports, what it imports, and how light it is to import."""
 
 import ast
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -88,16 +89,18 @@ def test_the_app_is_found_in_a_checkout_and_nothing_else_is_taken_for_it(tmp_pat
         app.load("server.imposter")
 
 
-def test_the_code_hash_follows_the_code(tmp_path):
+def test_the_code_hash_follows_the_code(tmp_path, monkeypatch):
     first = app.code_hash()
     assert len(first) == 8
     assert first == app.code_hash()
-    app.code_hash.cache_clear()
-    probe = app.root() / "server" / "zz_probe.py"
+    for part in ("server", "client"):
+        shutil.copytree(app.root() / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(app, "root", lambda: tmp_path)
     try:
-        probe.write_text("x = 1\n")
-        assert app.code_hash() != first
+        for change, same in (("", True), ("x = 1\n", False)):
+            app.code_hash.cache_clear()
+            if change:
+                (tmp_path / "server" / "zz_probe.py").write_text(change)
+            assert (app.code_hash() == first) is same
     finally:
-        probe.unlink()
         app.code_hash.cache_clear()
-    assert app.code_hash() == first

@@ -17,7 +17,8 @@ ROW = {"accuracy": 0.5, "loss": 1.0, "up": 1, "down": 1, "total": 2, "dense_tota
 
 def table(terminal, get_time=None):
     out = io.StringIO()
-    return LiveTable(Console(file=out, force_terminal=terminal, width=120, get_time=get_time)), out
+    console = Console(file=out, force_terminal=terminal, width=120, get_time=get_time, _environ={"TERM": "xterm"})
+    return LiveTable(console), out
 
 
 def test_the_time_left_is_known_within_the_first_round_and_after_rounds_of_minutes():

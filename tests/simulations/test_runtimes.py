@@ -39,6 +39,7 @@ def run_config(folder, changes=OVERRIDES, **more):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # it waits longer than a minute for several things in turn
 def test_flwr_run_on_ray_gives_the_same(flower, in_process, tmp_path):
     port = free_port()
     database = str(tmp_path / "state.db")
@@ -56,6 +57,7 @@ def test_flwr_run_on_ray_gives_the_same(flower, in_process, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # it waits longer than a minute for several things in turn
 def test_superlink_and_two_supernodes_over_tls_give_the_same(flower, in_process, tmp_path):
     write_server_certificate(tmp_path, write_authority(tmp_path, "test"), ("localhost", "127.0.0.1"), 2)
     port, database, ca = free_port(), str(tmp_path / "state.db"), str(tmp_path / "ca.crt")
