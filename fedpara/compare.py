@@ -247,9 +247,12 @@ def _cells(found: Sequence[Mapping[str, Any]], baseline: str | None) -> list[lis
 
 def markdown(found: Sequence[Mapping[str, Any]], baseline: str | None) -> str:
     """The same table for a document."""
-    headers = _headers(found)
-    lines = [headers, ["---"] * len(headers), *_cells(found, baseline)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return table_of(_headers(found), _cells(found, baseline))
+
+
+def table_of(headers: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    return "\n".join(f"| {' | '.join(line)} |" for line in [headers, ["---"] * len(headers), *lines])
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

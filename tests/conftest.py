@@ -29,6 +29,9 @@ SMALL = {
 }
 
 
+PROGRAMS = "programs"  # the group of tests that start servers and nodes
+
+
 class Silent:
     """An observer that remembers instead of printing."""
 
@@ -59,8 +62,8 @@ def pytest_collection_modifyitems(items):
     Of the rest a file's tests stay together, with what they share.
     """
     for item in items:
-        programs = item.get_closest_marker("deploy") or item.path.stem == "test_runtimes"
-        item.add_marker(pytest.mark.xdist_group("programs" if programs else item.path.stem))
+        if not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(PROGRAMS if item.get_closest_marker("deploy") else item.path.stem))
 
 
 @pytest.fixture

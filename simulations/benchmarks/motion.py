@@ -26,7 +26,7 @@ from client.tasks.motion.judging import NOISES, SIZES, Judged, Method, by_case, 
 from client.tasks.motion.losses import ssim
 from client.tasks.motion.photographs import TEST
 from client.training import train
-from fedpara.compare import Entry, markdown, read_grid, rows, run_grid, targets, write
+from fedpara.compare import Entry, markdown, read_grid, rows, run_grid, table_of, targets, write
 from fedpara.parametrize import merge_
 from fedpara.run import Run
 from fedpara.seeds import generator_for
@@ -97,13 +97,12 @@ def alone_table(entries: Sequence[Entry]) -> str:
     """Both by method and seed, in Markdown."""
     found = {(entry.method, entry.seed): alone(entry.run) for entry in entries}
     seeds = sorted({seed for _, seed in found})
-    lines = [["method", "an epoch more", *(f"seed {seed}" for seed in seeds), "mean"]]
-    lines.append(["---"] * len(lines[0]))
+    lines = []
     for method in dict.fromkeys(method for method, _ in found):
         for column, name in enumerate(("", "at each owner alone")):
             values = [found[method, seed][column] for seed in seeds if (method, seed) in found]
             lines.append([method, name, *(f"{value:.4f}" for value in values), f"{statistics.fmean(values):.4f}"])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return table_of(["method", "an epoch more", *(f"seed {seed}" for seed in seeds), "mean"], lines)
 
 
 def _judge(method: Method, judged: Judged) -> Cases:
@@ -115,12 +114,11 @@ def tables(found: dict[str, list[Cases]]) -> str:
     """A table in Markdown for each level of noise: mean and, over seeds, standard deviation."""
     parts = []
     for place, noise in enumerate(NOISES):
-        lines = [["method", *(f"{size:g} px" for size in SIZES)], ["---"] * (1 + len(SIZES))]
+        lines = []
         for method, seeds in found.items():
             columns = list(zip(*seeds, strict=True))[place * len(SIZES) : (place + 1) * len(SIZES)]
             lines.append([method, *map(_cell, columns)])
-        text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-        parts.append(f"noise {noise:g}\n\n{text}")
+        parts.append(f"noise {noise:g}\n\n{table_of(['method', *(f'{size:g} px' for size in SIZES)], lines)}")
     return "\n\n".join(parts)
 
 

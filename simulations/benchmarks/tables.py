@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedpara.compare import markdown, read_grid, rows, run_grid, targets, write
+from fedpara.compare import markdown, read_grid, rows, run_grid, table_of, targets, write
 from fedpara.live import figure, times
 
 FOLDER = Path(__file__).parent / "grids"
@@ -42,11 +42,11 @@ def by_seed(found: Sequence[Mapping[str, Any]], baseline: str | None) -> str:
     """A column a seed: the last accuracy, and how many times fewer bytes than the baseline's the target took."""
     seeds = sorted({row["seed"] for row in found})
     base = {row["seed"]: row["bytes"] for row in found if row["method"] == baseline}
-    lines = [["method", *(f"seed {seed}" for seed in seeds)], ["---"] * (1 + len(seeds))]
+    lines = []
     for method in dict.fromkeys(row["method"] for row in found):
         own = {row["seed"]: row for row in found if row["method"] == method}
         lines.append([method, *(_cell(own[seed], base.get(seed)) if seed in own else "–" for seed in seeds)])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return table_of(["method", *(f"seed {seed}" for seed in seeds)], lines)
 
 
 def _cell(row: Mapping[str, Any], base: int | None) -> str:

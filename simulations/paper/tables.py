@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fedpara.app import find_recipe
-from fedpara.compare import Entry, Grid, entries_in, read_grid, rows, run_grid, targets
+from fedpara.compare import Entry, Grid, entries_in, read_grid, rows, run_grid, table_of, targets
 from fedpara.config import Recipe, load_toml, read_recipe
 from fedpara.cost import paper_cost
 
@@ -154,19 +154,15 @@ _QUANTITIES: Mapping[str, Callable[[Mapping[str, Any], Mapping[str, Any]], float
 
 def markdown(table: Table, scale: str, found: Sequence[Line], seeds: Sequence[int] = ()) -> str:
     """The table as it is printed: a head that says what was scaled, a line a figure, differences of pairs."""
-    parts = [f"## {table.title}", head(table, scale, seeds), _markdown(_LINE, map(_cells, found))]
+    parts = [f"## {table.title}", head(table, scale, seeds), table_of(_LINE, map(_cells, found))]
     pairs = [cells for pair in table.less for cells in _pairs(found, *pair)]
     if pairs:
-        parts += ["Differences in accuracy, points, seed by seed:", _markdown(_PAIR, pairs)]
+        parts += ["Differences in accuracy, points, seed by seed:", table_of(_PAIR, pairs)]
     return "\n\n".join(parts)
 
 
 _LINE = ("setting", "method", "quantity", "paper", "ours", "difference", "seeds")
 _PAIR = ("setting", "pair", "paper", "ours", "by seed")
-
-
-def _markdown(header: Sequence[str], cells: Iterable[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(row)} |" for row in [header, ["---"] * len(header), *cells])
 
 
 def _cells(line: Line) -> list[str]:

@@ -59,10 +59,10 @@ def test_each_reply_that_comes_does_not_make_the_others_asked_for_again():
     grid.pull_interval = 0.5
     pulls = Pulls(grid)
     wanted, began = [str(number) for number in range(20)], time.monotonic()
-    while max(map(grid.asked.count, wanted)) < 2 and time.monotonic() < began + 60:
+    while (elapsed := time.monotonic() - began) < 60 and (elapsed < 3 or max(map(grid.asked.count, wanted)) < 2):
         pulls(wanted, 0.01)
-    assert max(map(grid.asked.count, wanted)) == 2
-    assert time.monotonic() > began + 2  # 20 replies, 10 questions a second: one each in two seconds
+    # 20 replies, 10 questions a second: one each in two seconds, so twice in three.
+    assert 2 <= max(map(grid.asked.count, wanted)) <= 1 + elapsed / 2
 
 
 def test_what_asking_raises_is_raised_where_the_reply_is_wanted():

@@ -9,9 +9,11 @@ from fedpara.app import find_recipe
 from fedpara.config import read_recipe
 from fedpara.deploy.keys import write_authority, write_node_key, write_server_certificate
 from simulations.benchmarks.loopback import free_port
-from tests.conftest import Silent
+from tests.conftest import PROGRAMS, Silent
 from tests.flower import Flower, check_same
 
+# Each waits longer than a minute for several things in turn.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800), pytest.mark.xdist_group(PROGRAMS)]
 OVERRIDES = {"rounds": 3, "clients": 2, "cohort": 2, "epochs": 1}
 # What is kept on nodes between rounds: personal factors, control variates, residuals.
 PERSONAL = OVERRIDES | {"strategy": "scaffold", "parametrization": "pfedpara", "gamma": 0.5, "local": ["biases"]}
@@ -38,8 +40,6 @@ def run_config(folder, changes=OVERRIDES, **more):
     return " ".join(f"{key}='{value}'" for key, value in config.items())
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1800)  # it waits longer than a minute for several things in turn
 def test_flwr_run_on_ray_gives_the_same(flower, in_process, tmp_path):
     port = free_port()
     database = str(tmp_path / "state.db")
@@ -56,8 +56,6 @@ def test_flwr_run_on_ray_gives_the_same(flower, in_process, tmp_path):
     check_same(fp.Run(tmp_path / "run"), in_process)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1800)  # it waits longer than a minute for several things in turn
 def test_superlink_and_two_supernodes_over_tls_give_the_same(flower, in_process, tmp_path):
     write_server_certificate(tmp_path, write_authority(tmp_path, "test"), ("localhost", "127.0.0.1"), 2)
     port, database, ca = free_port(), str(tmp_path / "state.db"), str(tmp_path / "ca.crt")
