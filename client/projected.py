@@ -46,7 +46,7 @@ class DenseSteps:
         Δ ≈ argmin ‖J Δ − (d + e)‖²;   e ← 0.9 (d + e − J Δ);   θ ← θ + Δ;   W ← W(θ)
 
     J is the derivative of W by its factors θ (fedpara.tangent). Error feedback as of lossy codecs (Karimireddy et
-    al., ICML 2019), here of steps. The optimiser, its rate and its clipping see dense weights, and nothing of factors.
+    al., ICML 2019), here of steps. The optimiser, its rates and its clipping see dense weights, and nothing of factors.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -66,6 +66,11 @@ class DenseSteps:
                 key = ".".join(part for part in place.key.split(".") if part != "parametrizations")
                 tangent = Tangent(place.own.config, place.own.shape, [own.detach() for own in factors])
                 self._followed.append(Followed(place, weights[key], tangent))
+
+    @property
+    def weights(self) -> list[nn.Parameter]:
+        """The twin's weights that factors follow."""
+        return [own.dense for own in self._followed]
 
     def by(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
         """The dense twin's optimiser, whose steps the factors follow."""

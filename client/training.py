@@ -70,7 +70,7 @@ def train(
 
     def make() -> tuple[torch.optim.Optimizer, Stepper]:
         trained = twin.dense if twin else model
-        optimizer = _optimizer(task, trained, training, lr)
+        optimizer = _optimizer(task, trained, training, lr, twin.weights if twin else None)
         optimizer = twin.by(optimizer) if twin else optimizer
         return optimizer, Stepper(task, trained, optimizer, method=method, training=training, device=device)
 
@@ -140,14 +140,20 @@ def _seed(seed: int, device: torch.device) -> None:
         torch.manual_seed(seed)
 
 
-def _optimizer(task: Task, model: nn.Module, training: Training, lr: float) -> torch.optim.Optimizer:
-    """The task's optimiser, Muon beside it; factors, and what stays with the client, at rates of their own."""
+def _optimizer(
+    task: Task, model: nn.Module, training: Training, lr: float, factors: list[nn.Parameter] | None = None
+) -> torch.optim.Optimizer:
+    """The task's optimiser, Muon beside it; factors, and what stays with the client, at rates of their own.
+
+    `factors`: what counts as such, where these are not the model's.
+    """
     parts = [task.optimizer(model, training, lr)]
     if training.muon_lr:
         muon = take_over(model, parts[0], lr * training.muon_lr / training.lr)
         parts += [muon] if muon else []
     if training.factor_lr != 1:
-        factors = [factor for place in factorised_weights(model) for factor in place.factors.values()]
+        if factors is None:
+            factors = [factor for place in factorised_weights(model) for factor in place.factors.values()]
         for part in parts:
             scale_rate(part, factors, training.factor_lr)
     if training.personal_lr != 1:

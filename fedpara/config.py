@@ -198,7 +198,6 @@ class Recipe:
             "parametrization = 'pfedpara'": self.parametrization == "pfedpara",
             "averaging = 'alternate'": self.averaging == "alternate",
             "rank_shares": bool(self.rank_shares),
-            "factor_lr": self.training.factor_lr != 1,
             "personal_lr": self.training.personal_lr != 1,
             "compile": self.training.compile,
         }

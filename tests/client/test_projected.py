@@ -13,7 +13,7 @@ from torch import nn
 import fedpara as fp
 from client.methods import Method
 from client.projected import CARRIED, ITERATIONS, DenseSteps
-from client.training import train
+from client.training import _optimizer, train
 from fedpara.config import read_recipe
 from fedpara.errors import ConfigError
 from fedpara.layers import factorised_weights
@@ -73,6 +73,28 @@ def test_steps_are_the_equations_with_scipys_conjugate_gradients():
     for own, wanted in zip(found, factors, strict=True):
         torch.testing.assert_close(own.detach(), wanted)
     torch.testing.assert_close(layer[0].bias.detach(), bias)
+
+
+def stepped(model, **settings):
+    """What one step of the dense twin moved, before the factors follow it."""
+    twin = DenseSteps(model)
+    before = {name: own.detach().clone() for name, own in twin.dense.named_parameters()}
+    recipe = read_recipe(SMALL, PROJECTED)
+    training = replace(recipe.training, **settings)
+    optimizer = _optimizer(build_task(recipe), twin.dense, training, 0.1, twin.weights)
+    for own in twin.dense.parameters():
+        own.grad = torch.ones_like(own)
+    optimizer.step()
+    return {name: own.detach() - before[name] for name, own in twin.dense.named_parameters()}
+
+
+def test_factor_lr_is_the_rate_of_weights_that_factors_follow():
+    model = build_model(read_recipe(SMALL), build_task(read_recipe(SMALL)))
+    followed = {name.split(".parametrizations")[0] + ".weight" for name in model.state_dict() if "original0" in name}
+    one, twice = stepped(model), stepped(model, factor_lr=2.0)
+    assert 0 < len(followed) < len(one)
+    for name, moved in twice.items():
+        torch.testing.assert_close(moved, one[name] * (2 if name in followed else 1))
 
 
 @pytest.mark.parametrize("given", [{}, {"residual": True}, {"parametrization": "lowrank"}])
@@ -137,7 +159,6 @@ def test_running_statistics_come_back_and_frozen_factors_stay():
         {"strategy": "feddyn"},
         {"rank_shares": [1.0, 0.5]},
         {"averaging": "alternate"},
-        {"factor_lr": 2.0},
         {"personal_lr": 0.5},
         {"compile": True},
         {"parametrization": "pfedpara"},
