@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .task import Task
 
 Row = dict[str, Any]
-ROUNDS = "rounds.jsonl"
+ROUNDS, CLIENTS = "rounds.jsonl", "clients.jsonl"
 LOCK = ".lock"
 
 
@@ -89,7 +89,7 @@ class Run:
     @cached_property
     def clients(self) -> list[Row]:
         """What each client measured at the end on its own held-out data, where the recipe asks for it."""
-        return read_rows(self.folder / "clients.jsonl")
+        return read_rows(self.folder / CLIENTS)
 
     @property
     def measure(self) -> str:
@@ -261,9 +261,14 @@ class RunWriter:
         finally:
             self._saver.shutdown()
 
+    @property
+    def judged_everywhere(self) -> bool:
+        """Whether there is what each client measured at the end."""
+        return (self.folder / CLIENTS).is_file()
+
     def write_clients(self, rows: list[Row]) -> None:
         """What each client measured at the end, a line of ``clients.jsonl`` each."""
-        checkpoint.replace_file(self.folder / "clients.jsonl", _lines(rows))
+        checkpoint.replace_file(self.folder / CLIENTS, _lines(rows))
 
     def finish(self, summary: Mapping[str, Any], model: nn.Module) -> None:
         """Write the merged model and the summary."""

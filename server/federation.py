@@ -140,6 +140,8 @@ class Federation:
                 lost = lost + 1 if self.writer.rows[-1]["replies"] < self.recipe.min_replies else 0
                 if lost >= LOST_ROUNDS and not self._done():
                     raise self._lost()
+        elif self.recipe.final_evaluation and not self.writer.judged_everywhere:
+            log.warning("final_evaluation comes with the last round, and that is done: add rounds to have it")
         summary = self._summary()
         self.writer.finish(summary, merge_(self.evaluator.load(self.model)))
         self.observer.finished(summary, self.writer.folder)

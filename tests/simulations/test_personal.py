@@ -30,6 +30,16 @@ def kept(run):
     return {path.name: load_file(max(path.glob("round-*"))) for path in folders}
 
 
+def test_a_run_that_has_ended_says_that_no_last_round_is_left_to_judge_in(tmp_path, caplog):
+    run(tmp_path / "run", rounds=1, final_evaluation=False)
+    run(tmp_path / "run", resume=True, rounds=1)
+    assert "comes with the last round" in caplog.text
+    caplog.clear()
+    assert len(run(tmp_path / "run", resume=True, rounds=2).clients) == 4
+    run(tmp_path / "run", resume=True, rounds=2)
+    assert "comes with the last round" not in caplog.text
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_only_what_is_shared_travels_and_the_rest_is_each_clients_own(name, tmp_path):
     result = run(tmp_path / "run", **METHODS[name], uplink="fp32")
