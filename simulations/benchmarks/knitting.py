@@ -25,7 +25,7 @@ from client.tasks.knitting.judging import score
 from client.tasks.knitting.programs import random_programs
 from client.tasks.knitting.renderer import render
 from client.tasks.knitting.use import read
-from fedpara.compare import Entry, read_grid, run_grid
+from fedpara.compare import Entry, read_grid, run_grid, table_of
 from fedpara.data.files import data_roots
 from fedpara.data.folder import read_image
 from fedpara.errors import DataError
@@ -59,7 +59,7 @@ def together(entries: Sequence[Entry]) -> str:
     methods = list(dict.fromkeys(entry.method for entry in entries))
     found = {(entry.method, entry.seed): figures(entry.run) for entry in entries}
     seeds = sorted({entry.seed for entry in entries})
-    lines = [["method", *HEADS, "up", "down"], ["---"] * (len(HEADS) + 3)]
+    lines = []
     for method in methods:
         own = [found[method, seed].values() for seed in seeds]
         columns = [[statistics.fmean(values[key] for values in each) for each in own] for key in FIGURES]
@@ -69,10 +69,11 @@ def together(entries: Sequence[Entry]) -> str:
     plain = [_ground(next(entry.run for entry in entries if entry.seed == seed)) for seed in seeds]
     lines.append(["each program's ground everywhere", _spread(plain), "0.00 %", *["–"] * len(HEADS)])
     names = [name or method for method in methods for name in found[method, seeds[0]]]
-    rows = [["seed", *names], ["---"] * (1 + len(names))]
-    for seed in seeds:
-        rows.append([str(seed), *(_pair(values) for method in methods for values in found[method, seed].values())])
-    return f"{_table(lines)}\n\nFull / foreground, seed by seed, mills alone under their names\n\n{_table(rows)}"
+    rows = [
+        [str(seed), *(_pair(values) for method in methods for values in found[method, seed].values())] for seed in seeds
+    ]
+    whole, each = table_of(["method", *HEADS, "up", "down"], lines), table_of(["seed", *names], rows)
+    return f"{whole}\n\nFull / foreground, seed by seed, mills alone under their names\n\n{each}"
 
 
 def _ground(run: Run) -> float:
@@ -86,17 +87,17 @@ def _ground(run: Run) -> float:
 def compared(entries: Sequence[Entry]) -> str:
     """Full and foreground of every method, with each seed's."""
     seeds = sorted({entry.seed for entry in entries})
-    lines = [["method", "Full", "foreground", *(f"seed {seed}" for seed in seeds)], ["---"] * (3 + len(seeds))]
+    lines = []
     for method in dict.fromkeys(entry.method for entry in entries):
         own = [entry.run.rounds[-1] for entry in entries if entry.method == method]
         columns = [[row[key] for row in own] for key in ("accuracy", "foreground")]
         lines.append([method, *map(_spread, columns), *map(_pair, own)])
-    return _table(lines)
+    return table_of(["method", "Full", "foreground", *(f"seed {seed}" for seed in seeds)], lines)
 
 
 def published(entries: Sequence[Entry], folder: Path) -> str:
     """What is read of real photographs there beside the published predictions: shares of cells that agree."""
-    lines = [["photograph", "run", "all cells", "knit and purl", "the rest", "confidence"], ["---"] * 6]
+    lines = []
     for photograph in sorted(folder.glob("*.jpg")):
         wanted = read_program(folder / f"{photograph.stem}-prog.png").long()
         ground = (wanted == modal(wanted[None])[0]).float().mean()
@@ -109,7 +110,7 @@ def published(entries: Sequence[Entry], folder: Path) -> str:
             same, plain = said == wanted, (wanted == K) | (wanted == P)
             cells = [_percent(part.float().mean()) for part in (same, same[plain], same[~plain])]
             lines.append([photograph.stem, f"{entry.method}, seed {entry.seed}", *cells, f"{float(sure.mean()):.2f}"])
-    return _table(lines)
+    return table_of(["photograph", "run", "all cells", "knit and purl", "the rest", "confidence"], lines)
 
 
 def _percent(value: torch.Tensor) -> str:
@@ -123,10 +124,6 @@ def _pair(values: Mapping[str, float]) -> str:
 def _spread(values: Sequence[float]) -> str:
     more = f" ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else ""
     return f"{100 * statistics.fmean(values):.2f} %{more}"
-
-
-def _table(lines: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def rate(count: int = 200) -> str:
