@@ -20,6 +20,7 @@ from fedpara.layers import factorised_weights
 from fedpara.parametrize import merge_
 from fedpara.task import build_model, build_task
 from tests import reference
+from tests.client.test_training import stepped
 from tests.conftest import SMALL
 
 PROJECTED = {"project": True}
@@ -75,26 +76,24 @@ def test_steps_are_the_equations_with_scipys_conjugate_gradients():
     torch.testing.assert_close(layer[0].bias.detach(), bias)
 
 
-def stepped(model, **settings):
-    """What one step of the dense twin moved, before the factors follow it."""
-    twin = DenseSteps(model)
-    before = {name: own.detach().clone() for name, own in twin.dense.named_parameters()}
-    recipe = read_recipe(SMALL, PROJECTED)
-    training = replace(recipe.training, **settings)
-    optimizer = _optimizer(build_task(recipe), twin.dense, training, 0.1, twin.weights)
-    for own in twin.dense.parameters():
-        own.grad = torch.ones_like(own)
-    optimizer.step()
-    return {name: own.detach() - before[name] for name, own in twin.dense.named_parameters()}
-
-
 def test_factor_lr_is_the_rate_of_weights_that_factors_follow():
-    model = build_model(read_recipe(SMALL), build_task(read_recipe(SMALL)))
+    recipe = read_recipe(SMALL, PROJECTED)
+    task = build_task(recipe)
+    model = build_model(recipe, task)
     followed = {name.split(".parametrizations")[0] + ".weight" for name in model.state_dict() if "original0" in name}
-    one, twice = stepped(model), stepped(model, factor_lr=2.0)
+    twin, faster = DenseSteps(model), DenseSteps(model)
+    one = stepped(twin.dense, _optimizer(task, twin.dense, recipe.training, 0.1, twin.weights))
+    doubled = replace(recipe.training, factor_lr=2.0)
+    twice = stepped(faster.dense, _optimizer(task, faster.dense, doubled, 0.1, faster.weights))
     assert 0 < len(followed) < len(one)
     for name, moved in twice.items():
         torch.testing.assert_close(moved, one[name] * (2 if name in followed else 1))
+
+
+def test_training_takes_factor_lr_for_what_factors_follow():
+    before, model, _ = trained(read_recipe(SMALL, PROJECTED), factor_lr=1e-6)
+    for (name, own), old in zip(model.named_parameters(), before.parameters(), strict=True):
+        assert ("original" in name) == bool((own - old).abs().max() < 1e-4)
 
 
 @pytest.mark.parametrize("given", [{}, {"residual": True}, {"parametrization": "lowrank"}])
